@@ -1,0 +1,415 @@
+"""Lines of text in, a pretrained generator and discriminator out: ELECTRA's replaced-token detection on one device.
+
+    python Pretraining.py                                   # a small demonstration, nothing else needed
+    python Pretraining.py --config configs/electra_small.toml --corpus corpus.txt --vocab vocab.txt
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import (Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
+                     documentation_corpus, mask_tokens, prepare)
+from model import Electra, ElectraOutput, ModelConfig, training_flops
+from utils import (Adam, InputError, Precision, decay_groups, detection_metrics, load, locked, newest_checkpoint,
+                   pick_device, pick_precision, read_settings, replacing, reports_input_errors, save, scheduled_rate,
+                   to_toml)
+
+HERE = Path(__file__).parent
+QUICKSTART = HERE / "configs" / "quickstart.toml"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Pretrains ELECTRA's generator and discriminator. The defaults are the paper's ELECTRA-Small."""
+
+    config: str = "configs/quickstart.toml"
+    """TOML file of settings; flags go before it."""
+    corpus: tuple[str, ...] = ()
+    """Text files (.gz, .bz2, .xz too), one sentence a line, blank lines between documents. None: documentation that is
+    on this machine already."""
+    vocab: str | None = None
+    """WordPiece vocab.txt, tokenizer folder or hub name. None: learned from the corpus, of --model.vocab-size."""
+    output: str = "runs/electra_small"
+    """Run folder. The same command again continues where it stopped."""
+    cache: str = "data/cache"
+    """Where tokenized corpora are kept, by content."""
+    steps: int = 1_000_000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Examples of one optimizer step."""
+    accumulate: int = 1
+    """Parts into which a batch is cut to fit in memory; the result is the same."""
+    max_length: int = 128
+    """Tokens of an example, special ones counted."""
+    examples: Literal["packed", "line"] = "packed"
+    """Lines packed up to the length, as the original's, or each line an example."""
+    learning_rate: float = 5e-4
+    """Highest rate; it grows linearly over the warm-up and falls linearly to 0, multiplied."""
+    warmup_steps: int = 10_000
+    """Steps over which the rate grows."""
+    weight_decay: float = 0.01
+    """Decoupled, on all but LayerNorm and biases."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+    mask_prob: float = 0.15
+    """Share of an example's tokens the generator predicts."""
+    disc_weight: float = 50.0
+    """Weight of the discriminator's loss beside the generator's."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type; auto: bf16 where the hardware computes it, else fp16 on CUDA, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: CUDA if there is one."""
+    compile: bool = False
+    """torch.compile both networks (worth its minutes on CUDA)."""
+    workers: int = 0
+    """Processes that read batches ahead; 0: the training process reads."""
+    seed: int = 0
+    """Of initial weights, order, masks, samples and dropout."""
+    log_every: int = 100
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 10_000
+    """Steps between evaluations on held-out text."""
+    eval_examples: int = 2_000
+    """Held-out examples of an evaluation."""
+    save_every: int = 5_000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept."""
+    resume: bool = True
+    """Continue a run found in --output; --no-resume refuses such a folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+# Settings that may differ when a run is continued: they don't change what it computes, or `Run.data` watches over it.
+FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "precision", "device", "compile", "workers",
+                  "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints", "resume"}
+
+
+class Run(NamedTuple):
+    """What the steps of one run share."""
+
+    settings: Pretraining
+    output: Path
+    device: torch.device
+    precision: Precision
+    vocabulary: Vocabulary
+    data: Data
+    electra: Electra
+    optimizer: Adam
+    scaler: torch.amp.GradScaler
+
+
+@reports_input_errors
+def main(argv: list[str]) -> int:
+    settings = read_settings(Pretraining, argv, QUICKSTART)
+    print(f"config: {settings.config}")
+    if settings.corpus and Path(settings.config) == QUICKSTART:
+        print("This is the small demonstration; the paper's model is --config configs/electra_small.toml")
+    check(settings)
+    output = Path(settings.output)
+    device = pick_device(settings.device)
+    with locked(output / ".lock", wait=False):
+        checkpoint = find_checkpoint(settings, output)
+        if checkpoint and checkpoint["step"] == settings.steps:
+            print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
+            return 0
+        run = start(settings, output, device, checkpoint)
+        train(run, checkpoint["step"] if checkpoint else 0)
+        print_next_commands(output)
+    return 0
+
+
+def check(settings: Pretraining) -> None:
+    """InputError for a value or a combination that can't work."""
+    model = settings.model
+    positive = ("steps", "batch_size", "accumulate", "learning_rate", "clip_norm", "log_every", "eval_every",
+                "eval_examples", "save_every", "keep_checkpoints")
+    rows = [(getattr(settings, name) <= 0, f"{name} = {getattr(settings, name)} must be above 0") for name in positive]
+    rows += [(getattr(model, name) <= 0, f"model.{name} = {getattr(model, name)} must be above 0")
+             for name in ("embedding_size", "hidden_size", "layers", "heads", "feed_forward_size", "initializer_range")]
+    rows += [
+        (not 5 <= settings.max_length <= model.max_positions, f"max_length = {settings.max_length} must be from 5 to "
+         f"model.max_positions = {model.max_positions}"),
+        (settings.accumulate > settings.batch_size, f"accumulate = {settings.accumulate} parts of batch_size = "
+         f"{settings.batch_size} examples: lower it"),
+        (settings.warmup_steps < 0 or settings.workers < 0, "warmup_steps and workers can't be negative"),
+        (settings.weight_decay < 0 or settings.disc_weight < 0, "weight_decay and disc_weight can't be negative"),
+        (not 0 < settings.mask_prob < 1, f"mask_prob = {settings.mask_prob} must be between 0 and 1"),
+        (not 0 <= model.dropout < 1, f"model.dropout = {model.dropout} must be at least 0 and below 1"),
+        (not 0 < model.generator_size <= 1, f"model.generator_size = {model.generator_size} must be above 0, at most 1"),
+        (model.hidden_size % max(1, model.heads) > 0, f"model.hidden_size = {model.hidden_size} is no multiple of "
+         f"model.heads = {model.heads}"),
+        (model.generator().hidden % max(1, model.generator().heads) > 0, f"model.generator_size gives a width of "
+         f"{model.generator().hidden}, no multiple of its {model.generator().heads} heads"),
+    ]
+    for wrong, message in rows:
+        if wrong:
+            raise InputError(message)
+
+
+# A run's beginning and end
+
+
+def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | None:
+    """The newest checkpoint in the run folder; InputError if it is another run's or --no-resume was given."""
+    path = newest_checkpoint(output)
+    if path is None:
+        return None
+    if not settings.resume:
+        raise InputError(f"--no-resume: {output} holds a run ({path.name}); choose another --output")
+    checkpoint = load(path)
+    now = json.loads(json.dumps(dataclasses.asdict(settings)))
+    for name, before in checkpoint["settings"].items():
+        if name not in FREE_ON_RESUME and before != now.get(name):
+            raise InputError(f"{output} holds a run with {name} = {before}, this command has {now.get(name)}: repeat its "
+                             "settings or choose another --output")
+    print(f"continuing {output} after step {checkpoint['step']:,}")
+    return checkpoint
+
+
+def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None) -> Run:
+    """Data, networks and optimizer, new or as a checkpoint holds them; describes the run and its folder's files."""
+    precision = pick_precision(settings.precision, device)
+    cache = Path(settings.cache)
+    paths = tuple(map(Path, settings.corpus)) or (documentation_corpus(cache, HERE / "requirements.txt"),)
+    vocabulary, data = prepare(paths, settings.vocab, settings.model.vocab_size, settings.max_length, settings.examples,
+                               cache)
+    torch.manual_seed(settings.seed)
+    electra = Electra(dataclasses.replace(settings.model, vocab_size=vocabulary.size)).to(device)
+    optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
+    run = Run(settings, output, device, precision, vocabulary, data, electra, optimizer, precision.scaler())
+    if checkpoint:
+        if checkpoint["data"] != data.key:
+            raise InputError(f"the corpus or the vocabulary has changed since {output} was begun: restore it or choose "
+                             "another --output")
+        electra.load_state_dict(checkpoint["electra"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        run.scaler.load_state_dict(checkpoint["scaler"])
+    if settings.compile:
+        electra.generator.compile()
+        electra.discriminator.compile()
+    describe(run)
+    (output / "config.toml").write_text(to_toml(settings), encoding="utf-8")
+    (output / "vocab.txt").write_text("\n".join(vocabulary.pieces()) + "\n", encoding="utf-8")
+    return run
+
+
+def describe(run: Run) -> None:
+    """Prints settings, data, model size and cost."""
+    settings, counts = run.settings, run.data.counts
+    print(to_toml(settings), end="")
+    if counts["invalid"]:
+        print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
+    print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
+          f"and {counts['unknown']:,} unknown; {len(run.data.train):,} training examples of "
+          f"{int(run.data.train.ends[-1]):,} pieces an epoch, {len(run.data.heldout):,} held out")
+    entropy, share = unigram_baseline(run.data.heldout)
+    print(f"held-out text: unigram entropy {entropy:.3f} nats; always guessing the most frequent piece is right {share:.3f}")
+    config = dataclasses.replace(settings.model, vocab_size=run.vocabulary.size)
+    both, one = (sum(p.numel() for p in module.parameters()) for module in (run.electra, run.electra.discriminator))
+    predictions = round(settings.mask_prob * settings.max_length)
+    flops = settings.steps * settings.batch_size * training_flops(config, settings.max_length, predictions)
+    print(f"model: {one / 1e6:.2f} M parameters in the discriminator, {both / 1e6:.2f} M with the generator; {flops:.2e} "
+          f"FLOPs in {settings.steps:,} steps of {settings.batch_size} x {settings.max_length} tokens")
+    print(f"device: {run.device}, {run.precision.name}")
+
+
+def unigram_baseline(store: Store) -> tuple[float, float]:
+    """Entropy in nats of the pieces' frequencies and the most frequent one's share: what needs no context."""
+    frequencies = np.bincount(store.ids[:10_000_000])
+    p = frequencies[frequencies > 0] / frequencies.sum()
+    return float(-(p * np.log(p)).sum()), float(p.max())
+
+
+def write_models(run: Run) -> None:
+    """gen.pt and disc.pt: weights, sizes and vocabulary, all that the demo and fine-tuning need."""
+    sizes = dataclasses.asdict(dataclasses.replace(run.settings.model, vocab_size=run.vocabulary.size))
+    for name, kind, module in (("gen.pt", "generator", run.electra.generator),
+                               ("disc.pt", "discriminator", run.electra.discriminator)):
+        save(run.output / name, {"kind": kind, "model": sizes, "vocabulary": run.vocabulary.state(),
+                                 "weights": module.state_dict()})
+
+
+def write_checkpoint(run: Run, step: int) -> None:
+    """All that continuing needs; randomness needs nothing, it follows from seed and step."""
+    save(run.output / f"checkpoint-{step}.pt",
+         {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(),
+          "scaler": run.scaler.state_dict(), "data": run.data.key,
+          "settings": json.loads(json.dumps(dataclasses.asdict(run.settings)))})
+    write_models(run)
+    checkpoints = sorted(run.output.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
+    for old in checkpoints[:-run.settings.keep_checkpoints]:
+        old.unlink()
+
+
+def print_next_commands(output: Path) -> None:
+    print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
+          f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
+
+
+# Training
+
+
+def train(run: Run, first_step: int) -> None:
+    """The steps from `first_step` on, with evaluations, metrics and checkpoints at their intervals."""
+    settings = run.settings
+    batches = TrainingBatches(run.data.train, run.vocabulary, settings.batch_size, settings.examples == "line", settings.seed)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
+                                         num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+    rng = torch.Generator(run.device)
+    metrics = MetricsFile(run.output / "metrics.jsonl", first_step)
+    if first_step == 0:
+        metrics.write(0, evaluate(run), heldout=True)
+    window = Window(run.device)
+    run.electra.train()
+    bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1)
+    for step, batch in enumerate(bar, first_step):
+        batch = batch.to(run.device)
+        seed_step(settings.seed, step, rng)
+        masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
+        rate = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
+        losses = backward(run, batch, masked, rng)
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad()
+        window.add(losses)
+        done = step + 1
+        if done % settings.log_every == 0 or done == settings.steps:
+            values = window.close() | {"learning_rate": rate}
+            metrics.write(done, values)
+            bar.set_postfix({"mlm": f"{values['mlm_loss']:.3f}", "disc": f"{values['disc_loss']:.4f}",
+                             "tokens/s": f"{values['tokens_per_second']:,.0f}"})
+        if done % settings.eval_every == 0 or done == settings.steps:
+            metrics.write(done, evaluate(run), heldout=True)
+            window.restart()
+        if done % settings.save_every == 0 or done == settings.steps:
+            write_checkpoint(run, done)
+
+
+def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
+    """Makes masks and samples (`rng`) and dropout (the global generator) follow from seed and step alone."""
+    draws, dropout = np.random.default_rng((seed, step)).integers(1 << 62, size=2)
+    rng.manual_seed(int(draws))
+    torch.manual_seed(int(dropout))
+
+
+def backward(run: Run, batch: Batch, masked: Masked, rng: torch.Generator) -> Tensor:
+    """Accumulates the gradient of the joint loss, part by part, and returns the batch's Window.COLUMNS.
+
+    Loss (paper, section 2.1): mean cross entropy over the chosen positions + disc_weight * mean binary cross entropy over
+    all tokens that are not padding, both means over the whole batch however it is cut.
+    """
+    sums = torch.zeros(len(Window.COLUMNS), device=run.device)
+    chosen, tokens = masked.chosen.sum().clamp(min=1), batch.mask.sum()
+    parts = zip(*(tensor.chunk(run.settings.accumulate) for tensor in (*batch, *masked)), strict=True)
+    for ids, segments, mask, *hidden in parts:
+        with run.precision.autocast():
+            output: ElectraOutput = run.electra(ids, segments, mask, *hidden, rng)
+        mlm_loss = output.generator_losses.sum() / chosen
+        disc_loss = output.discriminator_losses.sum() / tokens
+        run.scaler.scale(mlm_loss + run.settings.disc_weight * disc_loss).backward()
+        with torch.no_grad():
+            guessed = (output.sampled == ids.gather(1, hidden[1])) & hidden[2]
+            detected = ((output.discriminator_logits > 0) == output.replaced) & mask
+            sums += torch.stack([mlm_loss, disc_loss, guessed.sum() / chosen, detected.sum() / tokens, tokens])
+    return sums
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> dict[str, float]:
+    """Metrics on evenly spread held-out examples, with the same masks each time.
+
+    The discriminator is judged on the tokens that could have been replaced: neither padding nor special, which would be
+    easy negatives.
+    """
+    settings, store = run.settings, run.data.heldout
+    numbers = np.linspace(0, len(store) - 1, min(settings.eval_examples, len(store))).astype(np.int64)
+    collate = Collator(store, run.vocabulary)
+    rng = torch.Generator(run.device).manual_seed(settings.seed)
+    sums = torch.zeros(5, dtype=torch.float64, device=run.device)
+    labels, scores = [], []
+    run.electra.eval()
+    for some in np.array_split(numbers, math.ceil(len(numbers) / settings.batch_size)):
+        batch = collate(some).to(run.device)
+        masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
+        with run.precision.autocast():
+            output = run.electra(*batch, *masked, rng)
+        originals = batch.ids.gather(1, masked.positions)
+        predicted = output.generator_logits.argmax(-1) == originals
+        sums += torch.stack([output.generator_losses.sum(), (predicted & masked.chosen).sum(),
+                             ((output.sampled == originals) & masked.chosen).sum(), masked.chosen.sum(),
+                             output.discriminator_losses.sum() / batch.mask.sum() * len(some)])
+        real = candidates(batch, run.vocabulary)
+        labels.append(output.replaced[real].cpu())
+        scores.append(output.discriminator_logits[real].cpu())
+    run.electra.train()
+    mlm_loss, correct, sampled, chosen, disc_loss = sums.tolist()
+    found = detection_metrics(torch.cat(labels).numpy(), torch.cat(scores).numpy())
+    chosen = max(1.0, chosen)
+    return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,
+            "disc_loss": disc_loss / len(numbers), "disc_accuracy": found.accuracy, "disc_precision": found.precision,
+            "disc_recall": found.recall, "disc_auc": found.auc, "disc_auc_error": found.error}
+
+
+class Window:
+    """Means since the last line of metrics; on the device until `close`, so that steps needn't wait for it."""
+
+    COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens_per_second")
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(len(self.COLUMNS), device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums.zero_()
+        self.steps, self.began = 0, time.perf_counter()
+
+    def add(self, values: Tensor) -> None:
+        self.sums += values
+        self.steps += 1
+
+    def close(self) -> dict[str, float]:
+        *means, tokens = self.sums.tolist()
+        seconds = time.perf_counter() - self.began
+        values = [value / max(1, self.steps) for value in means] + [tokens / seconds]
+        self.restart()
+        return dict(zip(self.COLUMNS, values, strict=True))
+
+
+class MetricsFile:
+    """metrics.jsonl, one object a line; lines of steps beyond `first_step` are a stopped run's and are dropped."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.path = path
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if first_step and path.exists() else []:
+            with contextlib.suppress(ValueError):  # a torn line
+                kept += [line] * (json.loads(line)["step"] <= first_step)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float], heldout: bool = False) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "heldout": heldout} | values) + "\n")
+        if heldout:
+            tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

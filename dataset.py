@@ -1,0 +1,547 @@
+"""Lines of text in, masked pretraining batches out: corpus, vocabulary, examples, token store, batches, masking.
+
+Shapes: B rows, L tokens a row, K masked slots a row.
+"""
+
+import ast
+import bz2
+import contextlib
+import gzip
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import lzma
+import math
+import random
+import re
+import shutil
+import sysconfig
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import InputError, locked, replacing, shuffled
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LONGEST_LINE = 1_000_000  # characters; the rest of a longer line is read as further lines
+HELDOUT_SHARE = 100  # one document in so many is held out
+FEWEST_HELDOUT = 4  # documents; with less than ten times as many, lines are held out instead
+LEARNING_LINES = 1_000_000  # of the corpus, evenly spread, from which a vocabulary is learned
+UINT16 = 65_536
+STORE_VERSION = 1  # part of the cache key: raise it when the examples or their layout change
+
+ONE_SEGMENT = 0.1  # share of examples with a single segment     (google-research/electra,
+RANDOM_LENGTH = 0.05  # share of examples with a random target    build_pretraining_dataset.py)
+KEPT = 0.15  # share of chosen tokens left as they are (pretrain_helpers.py)
+ROUNDING = 0.005  # added to mask_prob for the most masked tokens of a row (configure_pretraining.py)
+POOL = 64  # batches whose examples are sorted by length together
+
+
+# Corpus
+
+
+class Corpus(NamedTuple):
+    """Text files, one sentence a line, and how they divide into training and held-out text."""
+
+    paths: tuple[Path, ...]
+    lines: int  # that hold text
+    invalid: int  # of them, with bytes that are not UTF-8
+    by_line: bool  # whether `heldout` numbers lines or documents
+    heldout: frozenset[int] | range
+
+    def split(self, heldout: bool) -> Iterator[str]:
+        """The lines of one side; "" ends a document (a blank line or a file's end in the corpus)."""
+        number, pending = 0, False
+        for line in read_lines(self.paths):
+            if line and (number in self.heldout) == heldout:
+                pending = True
+                yield line
+            elif not line and pending:
+                pending = False
+                yield ""
+            number += bool(line) if self.by_line else not line
+
+
+def read_lines(paths: Iterable[Path]) -> Iterator[str]:
+    """Stripped lines of text files (plain, .gz, .bz2, .xz), runs of blank lines as one "", and "" after each file."""
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    for path in paths:
+        blank = True
+        try:
+            with openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+                for line in iter(partial(file.readline, LONGEST_LINE), ""):
+                    line = line.strip()
+                    if line or not blank:
+                        yield line
+                    blank = not line
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise InputError(f"corpus file {path} can't be read: {error}") from None
+        if not blank:
+            yield ""
+
+
+def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
+    """Counts the corpus and decides what is held out: 1% of the documents, at least FEWEST_HELDOUT.
+
+    Without blank lines, or with hardly a document, it is a contiguous 1% of the lines, and packing runs through.
+    InputError for a missing, empty or binary file.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"corpus file {path} is {'a folder' if path.is_dir() else 'missing'}: name text files")
+    lines = invalid = ends = 0
+    for line in tqdm(read_lines(paths), "Counting lines", unit=" lines", leave=False, mininterval=1, disable=None):
+        if "\0" in line:
+            raise InputError("the corpus holds NUL bytes, so it is binary: one sentence a line of UTF-8 text is wanted")
+        lines += bool(line)
+        ends += not line
+        invalid += "\ufffd" in line
+    if not lines:
+        raise InputError(f"no text in {', '.join(map(str, paths))}: one sentence a line is wanted")
+    if invalid > lines / 2:
+        raise InputError(f"{invalid:,} of {lines:,} lines of the corpus are not UTF-8: convert it, for instance with iconv")
+    if ends == len(paths) or ends < 10 * FEWEST_HELDOUT:
+        return Corpus(paths, lines, invalid, True, range(lines - max(lines // HELDOUT_SHARE, min(20, lines // 5)), lines))
+    heldout = random.Random(0).sample(range(ends), max(FEWEST_HELDOUT, ends // HELDOUT_SHARE))
+    return Corpus(paths, lines, invalid, False, frozenset(heldout))
+
+
+# The embedded corpus: English documentation that is on every machine where this project runs
+
+
+def documentation_corpus(cache: Path, requirements: Path) -> Path:
+    """A corpus of the docstrings of the standard library and of the packages in `requirements`; built once, cached.
+
+    A document is a module, a line a sentence. Documents and paragraphs met before are dropped.
+    """
+    names = re.findall(r"^[\w.-]+", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    found = {name: importlib.metadata.distribution(name) for name in names}
+    versions = [f"{name} {package.version}" for name, package in found.items()] + [sysconfig.get_python_version()]
+    path = cache / f"documentation-{digest(versions, inspect.getsource(docstring_paragraphs))}.txt"
+    with locked(path.with_suffix(".lock")):
+        if path.exists():
+            return path
+        library = Path(sysconfig.get_path("stdlib"))
+        files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
+        files += sorted({Path(file.locate()) for package in found.values() for file in package.files or ()
+                         if file.suffix == ".py"})
+        files = [file for file in files if not {"test", "tests", "testing", "idlelib"} & set(file.parts)]
+        seen: set[str] = set()
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as output, ProcessPoolExecutor() as pool:
+            modules = pool.map(docstring_paragraphs, files, chunksize=32)
+            for paragraphs in tqdm(modules, "Collecting documentation", len(files), unit=" modules", disable=None):
+                fresh = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
+                seen.update(fresh)
+                if fresh:
+                    output.write("\n".join(sentence for text in fresh for sentence in sentences(text)) + "\n\n")
+    return path
+
+
+def docstring_paragraphs(path: Path) -> list[str]:
+    """Paragraphs of English prose in a Python file's docstrings: no code, no parameter lists, no markup."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", "\n\n".join(filter(None, docstrings))):
+        if re.search(r">>>|^\s*[-=~^]{3,}\s*$|^\s*[.:]{2} |```", block, re.MULTILINE):  # doctests, headings, directives
+            continue
+        text = re.sub(r":\w+(?::\w+)*:`~?([^`<]+)(?: <[^>]*>)?`|[`*]+", r"\1", " ".join(block.split()))
+        words = re.findall(r"(?<!\S)[A-Za-z][a-z'-]*[.,;:!?)]?(?!\S)", text)
+        if len(words) >= 8 and len(words) > 0.8 * len(text.split()):
+            paragraphs.append(text)
+    return paragraphs
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
+
+
+# Vocabulary
+
+
+class Vocabulary:
+    """A WordPiece tokenizer and the ids of its special tokens. InputError if one is missing or ids overflow uint16."""
+
+    def __init__(self, tokenizer: Tokenizer, source: str):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text
+        ids = [tokenizer.token_to_id(token) for token in SPECIAL]
+        if None in ids:
+            raise InputError(f"the vocabulary {source} has no {SPECIAL[ids.index(None)]}: a BERT-like one is wanted")
+        self.size = tokenizer.get_vocab_size()
+        if self.size > UINT16:
+            raise InputError(f"the vocabulary {source} has {self.size:,} pieces, the token store fits {UINT16:,}")
+        self.tokenizer = tokenizer
+        self.pad, self.unk, self.cls, self.sep, self.mask = ids
+
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        """Ids of each line, without special tokens."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
+
+    def pieces(self) -> list[str]:
+        """Every piece in the order of its id, as vocab.txt has them."""
+        return [self.tokenizer.id_to_token(number) or "" for number in range(self.size)]
+
+    def state(self) -> str:
+        """All that `from_state` needs, the handling of case and accents included."""
+        return self.tokenizer.to_str()
+
+    @classmethod
+    def from_state(cls, state: str, source: str) -> "Vocabulary":
+        return cls(Tokenizer.from_str(state), source)
+
+
+def wordpiece(pieces: dict[str, int], lowercase: bool) -> Tokenizer:
+    """BERT's tokenizer over these pieces; lower case also strips accents, as the original does."""
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def learn_vocabulary(corpus: Corpus, size: int) -> Vocabulary:
+    """At most `size` uncased word pieces from the training text."""
+    tokenizer = wordpiece({}, lowercase=True)
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1), trainer)
+    return Vocabulary(wordpiece(tokenizer.get_vocab(), lowercase=True), "learned from the corpus")
+
+
+def load_vocabulary(source: str) -> Vocabulary:
+    """From a vocab.txt, a folder with a tokenizer.json or vocab.txt, or a name on the Hugging Face hub.
+
+    A vocab.txt is taken as cased if any of its pieces has a capital letter.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = hub_file(source)
+    if path.is_dir():
+        inside = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        if not inside:
+            raise InputError(f"--vocab {source} is a folder without tokenizer.json or vocab.txt")
+        path = inside[0]
+    try:
+        if path.suffix == ".json":
+            return Vocabulary(Tokenizer.from_file(str(path)), source)
+        pieces = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"--vocab {source} can't be read: {error}") from None
+    lowercase = not any(piece != piece.lower() for piece in pieces if piece not in SPECIAL)
+    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase), source)
+
+
+def hub_file(name: str) -> Path:
+    """The tokenizer.json of a model on the hub, from its local cache or fetched; InputError if out of reach."""
+    wanted = f"--vocab {name} is no file or folder here"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise InputError(f"{wanted}, nor a name on the hub")
+    with contextlib.suppress(OSError, ValueError):
+        return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json", local_files_only=True))
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+        return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json"))
+    except Exception as error:  # no network, no such model, no such file: each its own type
+        raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__})") from None
+
+
+# Examples
+
+
+Segments = tuple[list[int], list[int]]  # ids of the first and of the second segment, without special tokens
+
+
+def packed_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
+    """Lines (an empty one ends a document) as the original's ExampleBuilder makes examples of them.
+
+    Random draws come in its order: the same `rng` and lines give the same examples. Order inside an example can
+    change, since a later line that fits goes to the first segment even after the second has begun.
+    """
+    current: list[list[int]] = []
+    length, target = 0, max_length
+    for line in lines:
+        if line:
+            current.append(line)
+            length += len(line)
+        if not length or (line and length < target):
+            continue
+        unlimited = rng.random() < ONE_SEGMENT
+        first_target = 100_000 if unlimited else (target - 3) // 2  # 3: [CLS] and two [SEP]
+        first, second = [], []
+        for sentence in current:
+            below = len(first) < first_target
+            if (not first or len(first) + len(sentence) < first_target
+                    or (not second and below and rng.random() < 0.5)):
+                first += sentence
+            else:
+                second += sentence
+        first = first[:max_length - 2]
+        yield first, second[:max(0, max_length - len(first) - 3)]
+        current, length = [], 0
+        target = rng.randint(5, max_length) if rng.random() < RANDOM_LENGTH else max_length
+
+
+def line_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
+    """Each line one example of one segment."""
+    return ((line[:max_length - 2], []) for line in lines if line)
+
+
+EXAMPLES: dict[str, Callable] = {"packed": packed_examples, "line": line_examples}
+
+
+# Token store
+
+
+class Store(NamedTuple):
+    """Examples of one side of the split, memory-mapped."""
+
+    ids: np.ndarray  # uint16, both segments of every example, one after the other
+    ends: np.ndarray  # int64 (N + 1,), where example n ends and n + 1 begins
+    first: np.ndarray  # uint16 (N,), length of the first segment
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @classmethod
+    def open(cls, stem: Path) -> "Store":
+        parts = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
+        return cls(*(np.memmap(stem.with_suffix(f".{name}"), dtype=kind, mode="r") for name, kind in parts.items()))
+
+
+class Data(NamedTuple):
+    """The two sides of a tokenized corpus and what was counted while building them."""
+
+    train: Store
+    heldout: Store
+    counts: dict[str, int]
+    key: str  # names the content of corpus and vocabulary and how they were cut into examples
+
+
+def corpus_digest(paths: Iterable[Path]) -> str:
+    """Changes with any byte of the files."""
+    total = hashlib.blake2b()
+    for path in paths:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
+def digest(*parts: object) -> str:
+    """A short name for a cache entry that depends on all `parts`."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def prepare(paths: tuple[Path, ...], vocabulary_source: str | None, vocab_size: int, max_length: int, kind: str,
+            cache: Path) -> tuple[Vocabulary, Data]:
+    """The vocabulary (learned if `vocabulary_source` is None) and the token store of a corpus, each built once.
+
+    Cache entries are named by the content of all they depend on and take their name when they are whole. Memory does
+    not grow with the corpus. InputError if the text, the vocabulary and `vocab_size` don't fit together.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"corpus file {path} is {'a folder' if path.is_dir() else 'missing'}: name text files")
+    content = corpus_digest(paths)
+    scan = lru_cache(lambda: scan_corpus(paths))
+    if vocabulary_source is None:
+        path = cache / f"vocabulary-{digest(content, vocab_size, STORE_VERSION)}.json"
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                with replacing(path) as temporary:
+                    temporary.write_text(learn_vocabulary(scan(), vocab_size).state(), encoding="utf-8")
+        vocabulary = Vocabulary.from_state(path.read_text(encoding="utf-8"), str(path))
+    else:
+        vocabulary = load_vocabulary(vocabulary_source)
+        if vocabulary.size != vocab_size:
+            raise InputError(f"the vocabulary {vocabulary_source} has {vocabulary.size:,} pieces, the model "
+                             f"{vocab_size:,}: set --model.vocab-size {vocabulary.size}")
+    folder = cache / f"store-{digest(content, vocabulary.state(), max_length, kind, STORE_VERSION)}"
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            building = folder.with_suffix(".building")
+            shutil.rmtree(building, ignore_errors=True)  # a killed build's
+            building.mkdir()
+            build_store(building, scan(), vocabulary, max_length, kind)
+            building.rename(folder)
+    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    return vocabulary, Data(Store.open(folder / "train"), Store.open(folder / "heldout"), counts, folder.name)
+
+
+def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length: int, kind: str) -> None:
+    """Tokenizes both sides of `corpus` into `folder`, with what was counted beside them."""
+    counts = dict.fromkeys(("tokens", "kept", "unknown"), 0) | {"lines": corpus.lines, "invalid": corpus.invalid}
+    bar = tqdm(desc="Tokenizing", total=corpus.lines, unit=" lines", leave=False, mininterval=1, disable=None)
+    for side in ("train", "heldout"):
+        lines = encoded_lines(corpus.split(side == "heldout"), vocabulary, counts, bar)
+        write_examples(folder / side, EXAMPLES[kind](lines, max_length, random.Random(0)), counts)
+    (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+
+
+def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str, int], bar: tqdm) -> Iterator[list[int]]:
+    """Ids of each line; the next chunk is tokenized in a thread while this one is packed."""
+    with ThreadPoolExecutor(1) as thread:
+        chunks = iter(lambda: list(islice(lines, 4096)), [])
+        ahead = thread.submit(vocabulary.encode, next(chunks, []))
+        while encoded := ahead.result():
+            ahead = thread.submit(vocabulary.encode, next(chunks, []))
+            counts["tokens"] += sum(map(len, encoded))
+            counts["unknown"] += sum(line.count(vocabulary.unk) for line in encoded)
+            if counts["unknown"] > counts["tokens"] / 2:
+                raise InputError(f"{counts['unknown']:,} of the first {counts['tokens']:,} word pieces are [UNK]: this "
+                                 "vocabulary does not know the corpus (another language or alphabet?)")
+            yield from encoded
+            bar.update(len(encoded))
+
+
+def write_examples(stem: Path, examples: Iterator[Segments], counts: dict[str, int]) -> None:
+    """Appends `examples` to the files that `Store.open` maps, a few megabytes at a time."""
+    end = 0
+    with contextlib.ExitStack() as files:
+        ids, ends, firsts = (files.enter_context(open(stem.with_suffix(f".{name}"), "wb"))
+                             for name in ("ids", "ends", "first"))
+        array("q", [0]).tofile(ends)
+        for chunk in iter(lambda: list(islice(examples, 8192)), []):
+            flat, starts, lengths = array("H"), array("q"), array("H")
+            for first, second in chunk:
+                flat.extend(first)
+                flat.extend(second)
+                starts.append(end + len(flat))
+                lengths.append(len(first))
+            end += len(flat)
+            flat.tofile(ids)
+            starts.tofile(ends)
+            lengths.tofile(firsts)
+    counts["kept"] += end
+
+
+# Batches
+
+
+class Batch(NamedTuple):
+    """Rows as the models take them."""
+
+    ids: Tensor  # (B, L) int64: [CLS] first [SEP] second [SEP] [PAD] ...
+    segments: Tensor  # (B, L) int64, 1 for the second segment and its [SEP]
+    mask: Tensor  # (B, L) bool, false at padding
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Collator:
+    """Examples of a store, by number, as one batch, padded to the longest row rounded up to a multiple of 8."""
+
+    def __init__(self, store: Store, vocabulary: Vocabulary):
+        self.store = store
+        self.pad, self.cls, self.sep = vocabulary.pad, vocabulary.cls, vocabulary.sep
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """Lengths (N,) of examples (N,), special tokens counted."""
+        pieces = self.store.ends[numbers + 1] - self.store.ends[numbers]
+        return pieces + 2 + (pieces > self.store.first[numbers])
+
+    def __call__(self, numbers: np.ndarray) -> Batch:
+        lengths = self.lengths(numbers)
+        width = -(-int(lengths.max()) // 8) * 8
+        ids = np.full((len(numbers), width), self.pad, dtype=np.int64)
+        segments = np.zeros_like(ids)
+        ids[:, 0] = self.cls
+        for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
+            start, end, first = self.store.ends[number], self.store.ends[number + 1], int(self.store.first[number])
+            ids[row, 1:1 + first] = self.store.ids[start:start + first]
+            ids[row, 1 + first] = self.sep
+            if first < end - start:
+                ids[row, 2 + first:length - 1] = self.store.ids[start + first:end]
+                ids[row, length - 1] = self.sep
+                segments[row, 2 + first:length] = 1
+        mask = np.arange(width) < lengths[:, None]
+        return Batch(torch.from_numpy(ids), torch.from_numpy(segments), torch.from_numpy(mask))
+
+
+class TrainingBatches(torch.utils.data.Dataset):
+    """Batch of any training step, by the step's number: every epoch in a new order, all in constant memory.
+
+    Where `by_length`, the examples of POOL batches are sorted by length, cut into batches and those shuffled.
+    """
+
+    def __init__(self, store: Store, vocabulary: Vocabulary, batch_size: int, by_length: bool, seed: int):
+        self.collate = Collator(store, vocabulary)
+        self.size, self.batch_size, self.seed = len(store), batch_size, seed
+        self.batches = self.size // batch_size  # an epoch's; what doesn't fill a batch is left to other epochs
+        self.pool = lru_cache(maxsize=2)(self.sorted_pool) if by_length else None
+        if not self.batches:
+            raise InputError(f"the corpus makes {self.size} training examples, too little text for one batch of "
+                             f"{batch_size}: add text or lower --batch-size")
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, batch = divmod(step, self.batches)
+        if self.pool:
+            return self.collate(self.pool(epoch, batch // POOL)[batch % POOL])
+        return self.collate(self.numbers(epoch, batch, batch + 1))
+
+    def numbers(self, epoch: int, first: int, last: int) -> np.ndarray:
+        """Examples of batches first..last - 1 of an epoch."""
+        return shuffled(np.arange(first * self.batch_size, last * self.batch_size), self.size, (self.seed, epoch))
+
+    def sorted_pool(self, epoch: int, pool: int) -> np.ndarray:
+        numbers = self.numbers(epoch, pool * POOL, min((pool + 1) * POOL, self.batches))
+        numbers = numbers[np.argsort(self.collate.lengths(numbers), kind="stable")].reshape(-1, self.batch_size)
+        return np.random.default_rng((self.seed, epoch, pool)).permutation(numbers)
+
+
+# Masking
+
+
+class Masked(NamedTuple):
+    """What the generator sees and where it predicts."""
+
+    ids: Tensor  # (B, L) int64, with [MASK]
+    positions: Tensor  # (B, K) int64, distinct in a row
+    chosen: Tensor  # (B, K) bool: slots in use
+
+
+def candidates(batch: Batch, vocabulary: Vocabulary) -> Tensor:
+    """Tokens (B, L) that may be chosen: all but padding, [CLS], [SEP] and [MASK]."""
+    allowed = batch.mask
+    for special in (vocabulary.pad, vocabulary.cls, vocabulary.sep, vocabulary.mask):
+        allowed = allowed & (batch.ids != special)
+    return allowed
+
+
+def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_length: int,
+                rng: torch.Generator | None = None) -> Masked:
+    """Chooses and hides tokens as the original does, but without replacement (pretrain_helpers.py, mask).
+
+    A row of n tokens, [CLS] and [SEP] counted, gets max(1, min(N, round(mask_prob * n))) positions, with N the most
+    for `max_length`, and never more than its candidates: all but special tokens and padding. Of the chosen 85% become
+    [MASK], the others stay, to be predicted all the same. Works on the batch's device, without waiting for it.
+    """
+    B, L = batch.ids.shape
+    most = max(1, int((mask_prob + ROUNDING) * max_length))
+    slots = min(most, max(1, math.ceil(mask_prob * L)))  # no row needs more
+    allowed = candidates(batch, vocabulary)
+    wanted = (batch.mask.sum(1).float() * mask_prob).round().clamp(1, most).minimum(allowed.sum(1))
+    draws = torch.rand((B, L), device=batch.ids.device, generator=rng).masked_fill(~allowed, 2.0)
+    positions = draws.topk(slots, largest=False).indices  # candidates in random order, then the rest
+    chosen = torch.arange(slots, device=batch.ids.device) < wanted[:, None]
+    hidden = chosen & (torch.rand(positions.shape, device=batch.ids.device, generator=rng) >= KEPT)
+    tokens = batch.ids.gather(1, positions)
+    return Masked(batch.ids.scatter(1, positions, tokens.masked_fill(hidden, vocabulary.mask)), positions, chosen)

@@ -1,0 +1,258 @@
+"""ELECTRA: token ids and masked positions in; generator and discriminator losses, logits and samples out.
+
+Sizes, initial weights, sharing and heads follow google-research/electra (model/modeling.py, run_pretraining.py).
+Shapes: B rows, L tokens a row, K masked slots a row, H hidden, E embedding and V vocabulary size.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-12  # BERT's
+HEAD_SIZE = 64  # of the generator's heads (run_pretraining.py, get_generator_config)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the pair; the defaults are ELECTRA-Small's (paper, table 6)."""
+
+    vocab_size: int = 30522
+    """Word pieces; also how many are learned where no --vocab is given."""
+    embedding_size: int = 128
+    """Width of the embeddings that generator and discriminator share."""
+    hidden_size: int = 256
+    """Width of the discriminator's layers."""
+    layers: int = 12
+    """Depth of both encoders."""
+    heads: int = 4
+    """Attention heads of the discriminator."""
+    feed_forward_size: int = 1024
+    """Inner width of the discriminator's feed-forward blocks."""
+    generator_size: float = 0.25
+    """Generator's width as a share of the discriminator's."""
+    max_positions: int = 512
+    """Rows of the position table: no example can be longer."""
+    dropout: float = 0.1
+    """On embeddings, attention probabilities and sublayer outputs."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights, cut at two of them."""
+
+    def generator(self) -> "EncoderSize":
+        """The generator's encoder (run_pretraining.py, get_generator_config)."""
+        hidden = round(self.hidden_size * self.generator_size)
+        return EncoderSize(hidden, max(1, hidden // HEAD_SIZE), 4 * hidden)
+
+    def discriminator(self) -> "EncoderSize":
+        return EncoderSize(self.hidden_size, self.heads, self.feed_forward_size)
+
+
+class EncoderSize(NamedTuple):
+    hidden: int
+    heads: int
+    feed_forward: int
+
+
+class ElectraOutput(NamedTuple):
+    """What one joint forward pass gives; sums divided by counts make the paper's losses."""
+
+    generator_losses: Tensor  # (B, K) cross entropy, 0 at empty slots
+    discriminator_losses: Tensor  # (B, L) binary cross entropy, 0 at padding
+    generator_logits: Tensor  # (B, K, V)
+    sampled: Tensor  # (B, K) ids drawn from the generator
+    discriminator_logits: Tensor  # (B, L)
+    replaced: Tensor  # (B, L) bool, the discriminator's labels
+
+
+class Embeddings(nn.Module):
+    """Token, position and segment embeddings, summed and normalized: (B, L) ids to (B, L, E)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.position = nn.Embedding(config.max_positions, config.embedding_size)
+        self.segment = nn.Embedding(2, config.embedding_size)
+        self.norm = nn.LayerNorm(config.embedding_size, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
+        positions = self.position.weight[: ids.shape[1]]  # (L, E)
+        return self.dropout(self.norm(self.token(ids) + positions + self.segment(segments)))
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm transformer layer: (B, L, H) to (B, L, H)."""
+
+    def __init__(self, size: EncoderSize, dropout: float):
+        super().__init__()
+        self.heads = size.heads
+        self.query_key_value = nn.Linear(size.hidden, 3 * size.hidden)
+        self.attention_output = nn.Linear(size.hidden, size.hidden)
+        self.attention_norm = nn.LayerNorm(size.hidden, eps=LAYER_NORM_EPS)
+        self.feed_forward = nn.Linear(size.hidden, size.feed_forward)
+        self.feed_forward_output = nn.Linear(size.feed_forward, size.hidden)
+        self.feed_forward_norm = nn.LayerNorm(size.hidden, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`mask` (B, 1, 1, L) is true at the keys that may be attended."""
+        x = self.attention_norm(x + self.dropout(self.attention_output(self.attend(x, mask))))
+        inner = F.gelu(self.feed_forward(x))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward_output(inner)))
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        B, L, H = x.shape
+        q, k, v = self.query_key_value(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, L, H')
+        dropout = self.dropout.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return attended.transpose(1, 2).reshape(B, L, H)
+
+
+class Encoder(nn.Module):
+    """Embeddings (shared by the caller), projection to the hidden size where it differs, layers."""
+
+    def __init__(self, config: ModelConfig, size: EncoderSize, embeddings: Embeddings):
+        super().__init__()
+        self.embeddings = embeddings
+        same = size.hidden == config.embedding_size
+        self.project = nn.Identity() if same else nn.Linear(config.embedding_size, size.hidden)
+        self.layers = nn.ModuleList(Layer(size, config.dropout) for _ in range(config.layers))
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) ids to (B, L, H) vectors; keys where `mask` (B, L) is false are never attended."""
+        x = self.project(self.embeddings(ids, segments))
+        for layer in self.layers:
+            x = layer(x, mask[:, None, None, :])
+        return x
+
+
+class Generator(nn.Module):
+    """Masked language model: vocabulary logits at chosen positions, output table tied to the token embeddings."""
+
+    def __init__(self, config: ModelConfig, embeddings: Embeddings | None = None):
+        super().__init__()
+        size = config.generator()
+        self.encoder = Encoder(config, size, embeddings or Embeddings(config))
+        self.dense = nn.Linear(size.hidden, config.embedding_size)
+        self.norm = nn.LayerNorm(config.embedding_size, eps=LAYER_NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        initialize(self, config.initializer_range)
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, K, V) at `positions` (B, K) of each row, and nowhere else."""
+        x = self.encoder(ids, segments, mask)
+        x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, H)
+        x = self.norm(F.gelu(self.dense(x)))
+        return F.linear(x, self.encoder.embeddings.token.weight, self.bias)
+
+
+class Discriminator(nn.Module):
+    """Replaced-token detector: a logit of "replaced" for every token."""
+
+    def __init__(self, config: ModelConfig, embeddings: Embeddings | None = None):
+        super().__init__()
+        size = config.discriminator()
+        self.encoder = Encoder(config, size, embeddings or Embeddings(config))
+        self.dense = nn.Linear(size.hidden, size.hidden)
+        self.prediction = nn.Linear(size.hidden, 1)
+        initialize(self, config.initializer_range)
+        glorot(self.prediction)
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+        """Logits (B, L)."""
+        return self.prediction(F.gelu(self.dense(self.encoder(ids, segments, mask)))).squeeze(-1)
+
+
+class Electra(nn.Module):
+    """Generator and discriminator over one set of embeddings, trained jointly (paper, section 2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        embeddings = Embeddings(config)
+        self.generator = Generator(config, embeddings)
+        self.discriminator = Discriminator(config, embeddings)
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor, masked_ids: Tensor, positions: Tensor,
+                chosen: Tensor, rng: torch.Generator | None = None) -> ElectraOutput:
+        """Both losses for original `ids` and `masked_ids` (B, L), predicted at `positions` (B, K) where `chosen` holds.
+
+        `mask` (B, L) is false at padding. Samples are drawn with `rng`, a generator on the tensors' device.
+        """
+        generator_logits = self.generator(masked_ids, segments, mask, positions)
+        originals = ids.gather(1, positions)
+        losses = F.cross_entropy(generator_logits.flatten(0, 1).float(), originals.flatten(), reduction="none")
+        sampled = gumbel_sample(generator_logits, rng)
+        corrupted = ids.scatter(1, positions, torch.where(chosen, sampled, originals))
+        replaced = corrupted != ids  # a lucky guess counts as original (paper, section 2)
+        logits = self.discriminator(corrupted, segments, mask).float()
+        detection = F.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none")
+        return ElectraOutput(losses.view_as(originals) * chosen, detection * mask, generator_logits, sampled, logits,
+                             replaced)
+
+
+@torch.no_grad()
+def gumbel_sample(logits: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """One exact draw (...) from softmax(logits (..., V)), by the Gumbel-max trick; no gradient.
+
+    Drawn in two levels, first a block of about sqrt(V) entries by its probability, then an entry inside it: the same
+    distribution from 2 sqrt(V) random numbers instead of V. Everything random is fp32 whatever the logits' type:
+    `torch.nn.functional.gumbel_softmax` draws in the logits' type, where half precision rounds exponential draws to 0
+    and gives inf - inf = NaN (pytorch#41663).
+    """
+    V = logits.shape[-1]
+    width = math.isqrt(V - 1) + 1 if V > 1 else 1
+    padding = (0, -V % width)
+    blocks = F.pad(logits.softmax(-1, dtype=torch.float32), padding).unflatten(-1, (-1, width)).sum(-1)
+    block = gumbel_max(blocks.log(), rng)[..., None]
+    inside = block * width + torch.arange(width, device=logits.device)  # (..., width)
+    beyond = inside >= V
+    entries = logits.gather(-1, inside.clamp(max=V - 1)).float().masked_fill(beyond, -math.inf)
+    return inside.gather(-1, gumbel_max(entries, rng)[..., None]).squeeze(-1)
+
+
+def gumbel_max(logits: Tensor, rng: torch.Generator | None) -> Tensor:
+    """The plain trick: argmax of fp32 logits (..., V) plus standard Gumbel noise."""
+    draws = torch.empty_like(logits).exponential_(generator=rng)
+    return (logits + gumbel_noise(draws)).argmax(-1)
+
+
+def gumbel_noise(draws: Tensor) -> Tensor:
+    """-log of fp32 exponential draws, finite for each of them, 0 and infinity included."""
+    limits = torch.finfo(torch.float32)
+    return -draws.clamp(limits.tiny, limits.max).log()
+
+
+def training_flops(config: ModelConfig, length: int, predictions: int) -> int:
+    """FLOPs of training on one example: three times the forward pass's matrix multiplications.
+
+    Of `length` tokens, `predictions` of them through the generator's vocabulary head; embedding look-ups are free.
+    """
+    E, V = config.embedding_size, config.vocab_size
+    multiplications = 0
+    for H, _, inner in (config.generator(), config.discriminator()):
+        layer = 4 * H * H + 2 * H * inner + 2 * length * H  # a token's: projections, feed-forward, attention
+        multiplications += length * (config.layers * layer + (E * H if E != H else 0))
+    multiplications += predictions * (config.generator().hidden * E + E * V)
+    multiplications += length * (config.hidden_size**2 + config.hidden_size)
+    return 3 * 2 * multiplications
+
+
+def initialize(module: nn.Module, std: float) -> None:
+    """The original's initial weights: truncated normal, biases 0, Glorot for the embedding projection."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(child.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(child, nn.Linear):
+            nn.init.zeros_(child.bias)
+    for child in module.modules():
+        if isinstance(child, Encoder) and isinstance(child.project, nn.Linear):
+            glorot(child.project)
+
+
+def glorot(linear: nn.Linear) -> None:
+    """tf.layers.dense's default, which the original leaves in three places."""
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)

@@ -1,0 +1,288 @@
+"""What a training script needs whatever it trains: settings, devices, optimizer, files that survive a crash, metrics.
+
+Nothing here knows text or ELECTRA.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import functools
+import json
+import os
+import sys
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
+from torch import nn
+from typeguard import TypeCheckError, check_type
+
+Settings = TypeVar("Settings")
+FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and Rackoff, 1988)
+
+
+class InputError(Exception):
+    """A user's mistake: what was found, what was wanted, what to do."""
+
+
+def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
+    """Turns an InputError into one line on stderr and exit code 2, argument errors into their exit code."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(sys.argv[1:] if argv is None else argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except SystemExit as stop:  # tyro's, after --help or a flag it can't read
+            return stop.code or 0
+
+    return wrapped
+
+
+# Settings
+
+
+def read_settings(kind: type[Settings], argv: list[str], default_config: Path) -> Settings:
+    """Settings of dataclass `kind`: its defaults, then the TOML file named by its field `config`, then flags.
+
+    `--help` shows the dataclass's own defaults. Raises InputError for a file that can't be read or holds an unknown key
+    or a value of another type, SystemExit(2) for such a flag, its message printed.
+    """
+    if {"-h", "--help"} & set(argv):
+        return tyro.cli(kind, args=argv)
+    named = [value for flag, value in zip(argv, argv[1:] + [""], strict=True) if flag == "--config"]
+    named += [flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")]
+    path = Path(named[-1]) if named else default_config
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {path} can't be read as TOML: {error}") from None
+    return tyro.cli(kind, args=argv, default=from_table(kind, {**table, "config": str(path)}, str(path)))
+
+
+def from_table(kind: type[Settings], table: dict[str, Any], source: str) -> Settings:
+    """An instance of dataclass `kind` from a TOML table; InputError names the key that doesn't fit."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            raise InputError(f"{source}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise InputError(f"{source}: {key} is a table of settings, found {value!r}")
+            values[key] = from_table(hints[key], value, f"{source} [{key}]")
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            check_type(value, hints[key])
+            if isinstance(value, bool) and hints[key] is not bool:  # Python's True is an int
+                raise TypeCheckError("is a truth value")
+        except TypeCheckError as error:
+            raise InputError(f"{source}: {key} = {value!r} {error}") from None
+        values[key] = value
+    return kind(**values)
+
+
+def to_toml(settings: Any) -> str:
+    """The settings as TOML that `from_table` reads back; fields that are None are left out."""
+    plain = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+    for name, table in plain.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+# Devices and precision
+
+
+class Precision(NamedTuple):
+    """How the forward pass is computed: `dtype` under autocast; weights stay fp32."""
+
+    name: str
+    dtype: torch.dtype
+    device: str
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling, on for fp16 only: its gradients underflow without."""
+        return torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no usable CUDA device; use --device cpu or auto")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware computes it (V100 and T4 only emulate it), else fp16 on CUDA, else fp32."""
+    if name == "auto" and device.type == "cuda":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif name == "auto":
+        name = "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return Precision(name, dtype, device.type)
+
+
+# Optimizer and schedule
+
+
+class Adam(torch.optim.AdamW):
+    """Adam with decoupled weight decay and without bias correction, as BERT's and ELECTRA's (model/optimization.py).
+
+    torch's fused kernel always corrects the bias; the learning rate, eps and decay it is given each step undo that
+    exactly: with b1 = 1 - beta1^t and s = sqrt(1 - beta2^t), they are lr * b1 / s, eps / s and decay * s / b1.
+    """
+
+    _step_supports_amp_scaling = False  # so that GradScaler itself leaves out a step whose gradients overflowed
+
+    def __init__(self, groups: Iterable[dict], lr: float, eps: float = 1e-6, weight_decay: float = 0.0):
+        super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+        for group in self.param_groups:
+            group["steps"] = 0
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        wanted = [{key: group[key] for key in ("lr", "eps", "weight_decay")} for group in self.param_groups]
+        for group in self.param_groups:
+            group["steps"] += 1
+            beta1, beta2 = group["betas"]
+            b1 = 1 - beta1 ** group["steps"]
+            s = (1 - beta2 ** group["steps"]) ** 0.5
+            group.update(lr=group["lr"] * b1 / s, eps=group["eps"] / s, weight_decay=group["weight_decay"] * s / b1)
+        super().step()
+        for group, values in zip(self.param_groups, wanted, strict=True):
+            group.update(values)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups: matrices and embeddings are decayed, LayerNorm and biases (one dimension) are not."""
+    parameters = list(model.parameters())
+    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+
+
+def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:
+    """Linear decay times linear warm-up, multiplied as the original does; the first step (0) has rate 0."""
+    return base * (1 - step / total) * min(1.0, step / max(1, warmup))
+
+
+# Order without memory
+
+
+def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
+    """Images (N,) of int `positions` (N,) in a random permutation of range(size) that `key` picks, in constant memory.
+
+    A Feistel network permutes the next power of four; images beyond `size` are permuted again until they fall inside.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    keys = np.random.default_rng(key).integers(1 << 63, size=FEISTEL_ROUNDS, dtype=np.uint64)
+    images = positions.astype(np.uint64)
+    outside = np.ones(images.shape, dtype=bool)
+    while outside.any():
+        left, right = images[outside] >> half, images[outside] & low
+        for round_key in keys:
+            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)  # golden-ratio multiplicative hash
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & low)
+        images[outside] = (left << half) | right
+        outside = images >= size
+    return images.astype(np.int64)
+
+
+# Files
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name, durably, once the block has ended without an error."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load(path: Path) -> dict:
+    """What `save` wrote, on the CPU; never runs code from the file. InputError for a damaged or foreign file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for damaged files
+        raise InputError(f"{path} can't be loaded ({type(error).__name__}): it is damaged or not of this project") from None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    steps = {int(path.stem.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*.pt")}
+    return steps[max(steps)] if steps else None
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds an exclusive lock on `path` that dies with the process; InputError if it is held and `wait` is false."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise InputError(f"{path.parent} can't be written ({error.strerror}): choose another folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"{path.parent} is in use by another process: wait for it or choose another") from None
+        yield
+
+
+# Metrics
+
+
+class Detection(NamedTuple):
+    """How well scores tell positives (true) from negatives; `error` is the AUC's standard error."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    auc: float
+    error: float
+
+
+def detection_metrics(labels: np.ndarray, scores: np.ndarray) -> Detection:
+    """Of bool `labels` (N,) and real `scores` (N,), positive meaning true; NaN where there is only one class."""
+    predicted = scores > 0
+    auc = float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else float("nan")
+    return Detection(float((predicted == labels).mean()), float(precision_score(labels, predicted, zero_division=0.0)),
+                     float(recall_score(labels, predicted, zero_division=0.0)), auc, auc_error(auc, labels))
+
+
+def auc_error(auc: float, labels: np.ndarray) -> float:
+    """Standard error of an AUC (Hanley and McNeil, 1982, equation 2)."""
+    positives, negatives = max(1, int(labels.sum())), max(1, int((~labels).sum()))
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
+    return (variance / (positives * negatives)) ** 0.5
