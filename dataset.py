@@ -28,6 +28,7 @@ from typing import NamedTuple
 import huggingface_hub
 import numpy as np
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
@@ -257,7 +258,7 @@ def hub_file(name: str) -> Path:
     with contextlib.suppress(OSError, ValueError):
         return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json", local_files_only=True))
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5)
         return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json"))
     except Exception as error:  # no network, no such model, no such file: each its own type
         raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__})") from None

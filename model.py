@@ -5,6 +5,7 @@ Shapes: B rows, L tokens a row, K masked slots a row, H hidden, E embedding and 
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -223,6 +224,58 @@ def gumbel_noise(draws: Tensor) -> Tensor:
     """-log of fp32 exponential draws, finite for each of them, 0 and infinity included."""
     limits = torch.finfo(torch.float32)
     return -draws.clamp(limits.tiny, limits.max).log()
+
+
+# How our parameter names become those of transformers' ElectraForMaskedLM and ElectraForPreTraining.
+NAMES = {
+    r"^encoder\.embeddings\.token": "electra.embeddings.word_embeddings",
+    r"^encoder\.embeddings\.position": "electra.embeddings.position_embeddings",
+    r"^encoder\.embeddings\.segment": "electra.embeddings.token_type_embeddings",
+    r"^encoder\.embeddings\.norm": "electra.embeddings.LayerNorm",
+    r"^encoder\.project": "electra.embeddings_project",
+    r"^encoder\.layers\.": "electra.encoder.layer.",
+    r"\.attention_output\.": ".attention.output.dense.",
+    r"\.attention_norm\.": ".attention.output.LayerNorm.",
+    r"\.feed_forward\.": ".intermediate.dense.",
+    r"\.feed_forward_output\.": ".output.dense.",
+    r"\.feed_forward_norm\.": ".output.LayerNorm.",
+}
+HEAD_NAMES = {
+    Generator: {r"^(dense)": r"generator_predictions.\1", r"^norm": "generator_predictions.LayerNorm",
+                r"^bias": "generator_lm_head.bias"},
+    Discriminator: {r"^(dense)": r"discriminator_predictions.\1",
+                    r"^prediction": "discriminator_predictions.dense_prediction"},
+}
+TIED = ("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight")
+
+
+def transformers_names(model: Generator | Discriminator) -> dict[str, list[str]]:
+    """For each of our weights the transformers weights it holds: one, or query, key and value stacked."""
+    names = {}
+    for ours in model.state_dict():
+        theirs = ours
+        for pattern, replacement in (NAMES | HEAD_NAMES[type(model)]).items():
+            theirs = re.sub(pattern, replacement, theirs)
+        parts = ("query", "key", "value") if ".query_key_value." in theirs else ("",)
+        names[ours] = [theirs.replace(".query_key_value.", f".attention.self.{part}.") for part in parts]
+    return names
+
+
+def to_transformers(model: Generator | Discriminator) -> dict[str, Tensor]:
+    """One network's weights under transformers' names."""
+    weights = model.state_dict()
+    theirs = {name: part for ours, names in transformers_names(model).items()
+              for name, part in zip(names, weights[ours].chunk(len(names)), strict=True)}
+    return theirs | ({TIED[0]: theirs[TIED[1]]} if isinstance(model, Generator) else {})
+
+
+def load_transformers(model: Generator | Discriminator, weights: dict[str, Tensor]) -> None:
+    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one."""
+    names = transformers_names(model)
+    surplus = set(weights) - {name for some in names.values() for name in some} - {TIED[0]}
+    if surplus:
+        raise KeyError(f"weights without a place: {', '.join(sorted(surplus))}")
+    model.load_state_dict({ours: torch.cat([weights[name] for name in some]) for ours, some in names.items()})
 
 
 def training_flops(config: ModelConfig, length: int, predictions: int) -> int:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import fcntl
 import functools
+import itertools
 import json
 import os
 import sys
@@ -59,7 +60,7 @@ def read_settings(kind: type[Settings], argv: list[str], default_config: Path) -
     """
     if {"-h", "--help"} & set(argv):
         return tyro.cli(kind, args=argv)
-    named = [value for flag, value in zip(argv, argv[1:] + [""], strict=True) if flag == "--config"]
+    named = [value for flag, value in itertools.pairwise(argv) if flag == "--config"]
     named += [flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")]
     path = Path(named[-1]) if named else default_config
     try:

@@ -1,0 +1,307 @@
+"""Pretraining.py: whole small runs through main(argv), continued runs, and every kind of bad input."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import story
+from sklearn.metrics import roc_auc_score
+
+import model
+import Pretraining as script
+from dataset import Collator, Vocabulary, candidates, mask_tokens
+from model import Discriminator, Generator, ModelConfig
+from Pretraining import Pretraining, check, evaluate, main
+from utils import InputError, from_table, load, read_settings, tomllib
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TINY = {"--steps": 8, "--batch-size": 6, "--max-length": 24, "--warmup-steps": 2, "--log-every": 2, "--eval-every": 4,
+        "--eval-examples": 20, "--save-every": 4, "--learning-rate": 1e-3, "--model.vocab-size": 60,
+        "--model.embedding-size": 8, "--model.hidden-size": 16, "--model.layers": 1, "--model.heads": 2,
+        "--model.feed-forward-size": 32, "--model.generator-size": 0.5, "--model.max-positions": 32,
+        "--model.dropout": 0.1, "--device": "cpu", "--precision": "fp32"}
+
+
+@pytest.fixture
+def command(tmp_path, corpus_file):
+    """A command line of a run of seconds; keywords replace or add flags."""
+    def build(output="run", **flags):
+        flags = TINY | {"--corpus": corpus_file, "--output": tmp_path / output, "--cache": tmp_path / "cache"} | {
+            "--" + name.replace("__", ".").replace("_", "-"): value for name, value in flags.items()}
+        return [str(word) for flag in flags.items() for word in flag if word is not True]
+    return build
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def stop_after_save(monkeypatch, at):
+    """A run that stops just after the checkpoint of step `at`, as if killed."""
+    write = script.write_checkpoint
+
+    def stopping(run, step):
+        write(run, step)
+        if step == at:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(script, "write_checkpoint", stopping)
+
+
+def assert_same(a, b):
+    """Bit for bit, through nested state."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+# Whole runs
+
+
+def test_a_run_leaves_a_complete_folder(command, tmp_path, capsys, corpus_file):
+    assert main(command()) == 0
+    out, folder = capsys.readouterr().out, tmp_path / "run"
+    lines = out.splitlines()
+    assert lines[0].endswith("quickstart.toml") and "electra_small.toml" in lines[1]
+    assert f"LM_DEMO.py --weights {folder / 'gen.pt'}" in out and "Finetuning.py" in out
+    assert {"config.toml", "vocab.txt", "gen.pt", "disc.pt", "metrics.jsonl", "checkpoint-8.pt"} <= set(os.listdir(folder))
+    saved = from_table(Pretraining, tomllib.loads((folder / "config.toml").read_text()), "config.toml")
+    assert saved.steps == 8 and saved.model.hidden_size == 16 and saved.corpus == (str(corpus_file),)
+
+    lines = metrics(folder)
+    assert [line["step"] for line in lines if not line["heldout"]] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if line["heldout"]] == [0, 4, 8]
+    assert all(math.isfinite(line["mlm_loss"]) and math.isfinite(line["disc_loss"]) for line in lines)
+    assert lines[1]["learning_rate"] == pytest.approx(1e-3 * (1 - 1 / 8) * 1 / 2)
+
+
+def test_weight_files_are_self_contained(command, tmp_path):
+    assert main(command()) == 0
+    checkpoint = load(tmp_path / "run" / "checkpoint-8.pt")["electra"]
+    for name, kind in (("gen.pt", Generator), ("disc.pt", Discriminator)):
+        file = load(tmp_path / "run" / name)
+        network = kind(ModelConfig(**file["model"]))
+        network.load_state_dict(file["weights"])
+        vocabulary = Vocabulary.from_state(file["vocabulary"], name)
+        assert file["kind"] == kind.__name__.lower() and vocabulary.size == file["model"]["vocab_size"]
+        assert (tmp_path / "run" / "vocab.txt").read_text().split("\n")[:-1] == vocabulary.pieces()
+        for weight, value in network.state_dict().items():
+            assert torch.equal(value, checkpoint[f"{file['kind']}.{weight}"])
+
+
+def test_training_learns(command, tmp_path):
+    assert main(command(steps=150, learning_rate=5e-3, eval_every=150, batch_size=16, model__dropout=0.0)) == 0
+    before, after = [line for line in metrics(tmp_path / "run") if line["heldout"]]
+    assert after["mlm_loss"] < before["mlm_loss"] - 0.5
+    assert after["mlm_accuracy"] > before["mlm_accuracy"] + 0.03
+    assert after["disc_loss"] < before["disc_loss"] - 0.1
+
+
+@pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2, "examples": "line"},
+                                   {"workers": 1}])
+def test_resumed_run_equals_unbroken_run(command, tmp_path, monkeypatch, flags):
+    steps = {"steps": 60, "save_every": 25, "eval_every": 30} | flags  # some two epochs
+    assert main(command("unbroken", **steps)) == 0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_save(patch, 25)
+        main(command("broken", **steps))
+    with open(tmp_path / "broken" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 26, "heldout": false}\n{"step": 2')  # written after the checkpoint, the last line torn
+    assert main(command("broken", **steps)) == 0
+    unbroken, broken = (load(tmp_path / name / "checkpoint-60.pt") for name in ("unbroken", "broken"))
+    del unbroken["settings"]["output"], broken["settings"]["output"]
+    assert_same(unbroken, broken)
+    assert metrics(tmp_path / "unbroken") == metrics(tmp_path / "broken") or flags  # log windows may be cut elsewhere
+    assert_same(*(load(tmp_path / name / "disc.pt") for name in ("unbroken", "broken")))
+
+
+def test_only_the_newest_checkpoints_are_kept(command, tmp_path):
+    assert main(command(save_every=1, keep_checkpoints=2)) == 0
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-7.pt", "checkpoint-8.pt"]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "gumbel_sample", lambda logits, rng: logits.argmax(-1))  # draws don't depend on the cut
+    gradients = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters, norm):
+        parameters = list(parameters)
+        gradients.append([p.grad.clone() for p in parameters])
+        return clip(parameters, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    for accumulate in (1, 4):
+        assert main(command(str(accumulate), steps=1, accumulate=accumulate, examples="line", model__dropout=0.0)) == 0
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
+    """`evaluate` against the same quantities from the outputs on all held-out examples at once."""
+    runs = []
+    monkeypatch.setattr(script, "train", lambda run, step: runs.append(run))
+    assert main(command(batch_size=1000, eval_examples=1000)) == 0
+    run = runs[0]
+    values = evaluate(run)
+    batch = Collator(run.data.heldout, run.vocabulary)(np.arange(len(run.data.heldout)))
+    rng = torch.Generator().manual_seed(0)
+    masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
+    with torch.no_grad():
+        output = run.electra.eval()(*batch, *masked, rng)
+    chosen, logits = masked.chosen, output.generator_logits
+    originals = batch.ids.gather(1, masked.positions)[chosen]
+    assert values["mlm_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits[chosen], originals).item())
+    assert values["mlm_accuracy"] == pytest.approx((logits[chosen].argmax(-1) == originals).float().mean().item())
+    assert values["sampled_accuracy"] == pytest.approx((output.sampled[chosen] == originals).float().mean().item())
+    real = candidates(batch, run.vocabulary)
+    labels, scores = output.replaced[real], output.discriminator_logits[real]
+    assert values["disc_auc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert values["disc_accuracy"] == pytest.approx(((scores > 0) == labels).float().mean().item())
+    everywhere = torch.nn.functional.binary_cross_entropy_with_logits(
+        output.discriminator_logits[batch.mask], output.replaced[batch.mask].float())
+    assert values["disc_loss"] == pytest.approx(everywhere.item())
+
+
+# Beginning again
+
+
+def test_a_finished_run_says_so_and_is_left_alone(command, tmp_path, capsys):
+    assert main(command()) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir() if path.name != ".lock"}
+    assert main(command()) == 0
+    assert "finished" in capsys.readouterr().out
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir() if path.name != ".lock"}
+
+
+def test_a_folder_with_another_run_is_refused_and_nothing_lost(command, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_save(patch, 4)
+        main(command())
+    capsys.readouterr()
+    kept = (tmp_path / "run" / "checkpoint-4.pt").read_bytes()
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(story(seed=9)))
+    for arguments, message in ((command() + ["--no-resume"], "--no-resume"), (command(seed=5), "seed = 0"),
+                               (command(steps=9), "steps = 8"), (command(model__layers=2), "layers"),
+                               (command(corpus=other), "has changed")):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint-4.pt").read_bytes() == kept
+    assert main(command(log_every=1, save_every=3)) == 0  # what doesn't change the result may change
+
+
+# Bad input
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("missing", None, "missing"),
+    ("empty", b"", "no text"),
+    ("blank", b"\n \n\t\n", "no text"),
+    ("binary", bytes(range(256)) * 50, "binary"),
+    ("latin", "Ümläüt für älle\n".encode("latin-1") * 100, "not UTF-8"),
+    ("short", b"the cat sees a dog.\n", "too little text"),
+    ("broken.gz", b"no gzip", "can't be read"),
+])
+def test_a_corpus_that_can_not_be_used_is_refused(command, tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    assert main(command(corpus=path)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"steps": 0}, "steps = 0"), ({"batch_size": 0}, "batch_size = 0"), ({"batch_size": -3}, "batch_size = -3"),
+    ({"max_length": 1}, "max_length = 1"), ({"max_length": 33}, "max_positions = 32"), ({"accumulate": 7}, "accumulate = 7"),
+    ({"mask_prob": 1.0}, "mask_prob"), ({"learning_rate": 0.0}, "learning_rate"), ({"model__heads": 3}, "heads = 3"),
+    ({"model__heads": 0}, "heads = 0"), ({"model__dropout": 1.0}, "dropout"), ({"log_every": 0}, "log_every"),
+    ({"model__generator_size": 0.01}, "generator"), ({"warmup_steps": -1}, "warmup_steps"),
+    ({"vocab": "no_such_file.txt?"}, "no_such_file"), ({"learning_rate": "nan"}, "learning_rate"),
+])
+def test_values_that_can_not_work_are_refused(command, capsys, flags, message):
+    assert main(command(**flags)) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("error: ") and message in error[-1]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--steps", "x"], "--steps"), (["--stepz", "3"], "stepz"), (["--precision", "int8"], "--precision"),
+    (["--config", "none.toml"], "none.toml"), (["--model.width", "3"], "model.width")])
+def test_flags_that_can_not_be_read_are_refused(command, capsys, flags, message):
+    assert main(command() + flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_toml_keys_and_absent_devices_are_refused(command, tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.toml").write_text("steps = 3\nbatch_sise = 4\n")
+    assert main([*command(), "--config", str(tmp_path / "bad.toml")]) == 2
+    assert "'batch_sise', did you mean 'batch_size'?" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(command(device="cuda")) == 2
+    assert "CUDA" in capsys.readouterr().err
+
+
+def test_an_output_that_can_not_be_written_is_refused(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(command(output="file/run")) == 2
+    assert "can't be written" in capsys.readouterr().err
+    assert main(command(cache=tmp_path / "file")) == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused(command, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_save(patch, 4)
+        main(command())
+    (tmp_path / "run" / "checkpoint-4.pt").write_bytes(b"damaged")
+    assert main(command()) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+# Configurations and help
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid_and_say_what_they_are(path):
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    settings = read_settings(Pretraining, ["--config", str(path)], path)
+    check(settings)
+    assert settings.output == f"runs/{path.stem}"
+
+
+def test_electra_small_is_the_papers_and_the_default():
+    settings = read_settings(Pretraining, ["--config", str(CONFIGS / "electra_small.toml")], Path())
+    assert dataclasses.replace(settings, config=Pretraining.config) == Pretraining()
+    with pytest.raises(InputError):
+        check(dataclasses.replace(settings, max_length=513))
+
+
+def test_help_lists_every_setting_with_the_papers_default(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Pretraining):
+        assert field.name == "model" or f"--{field.name.replace('_', '-')}" in text
+    for field in dataclasses.fields(ModelConfig):
+        assert f"--model.{field.name.replace('_', '-')}" in text
+    assert "default: 1000000" in text and "default: 30522" in text
