@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> int:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
             return 0
         run = start(settings, output, device, checkpoint)
-        train(run, checkpoint["step"] if checkpoint else 0)
+        train(run, checkpoint["step"] if checkpoint else 0, Window(device, checkpoint["window"] if checkpoint else {}))
         print_next_commands(output)
     return 0
 
@@ -136,8 +137,8 @@ def check(settings: Pretraining) -> None:
     model = settings.model
     positive = ("steps", "batch_size", "accumulate", "learning_rate", "clip_norm", "log_every", "eval_every",
                 "eval_examples", "save_every", "keep_checkpoints")
-    rows = [(getattr(settings, name) <= 0, f"{name} = {getattr(settings, name)} must be above 0") for name in positive]
-    rows += [(getattr(model, name) <= 0, f"model.{name} = {getattr(model, name)} must be above 0")
+    rows = [(not getattr(settings, name) > 0, f"{name} = {getattr(settings, name)} must be above 0") for name in positive]
+    rows += [(not getattr(model, name) > 0, f"model.{name} = {getattr(model, name)} must be above 0")
              for name in ("embedding_size", "hidden_size", "layers", "heads", "feed_forward_size", "initializer_range")]
     rows += [
         (not 5 <= settings.max_length <= model.max_positions, f"max_length = {settings.max_length} must be from 5 to "
@@ -151,8 +152,9 @@ def check(settings: Pretraining) -> None:
         (not 0 < model.generator_size <= 1, f"model.generator_size = {model.generator_size} must be above 0, at most 1"),
         (model.hidden_size % max(1, model.heads) > 0, f"model.hidden_size = {model.hidden_size} is no multiple of "
          f"model.heads = {model.heads}"),
-        (model.generator().hidden % max(1, model.generator().heads) > 0, f"model.generator_size gives a width of "
-         f"{model.generator().hidden}, no multiple of its {model.generator().heads} heads"),
+        (model.generator().hidden < 1 or model.generator().hidden % model.generator().heads > 0,
+         f"model.generator_size = {model.generator_size} gives the generator a width of {model.generator().hidden}, which "
+         f"must be a positive multiple of its {model.generator().heads} heads"),
     ]
     for wrong, message in rows:
         if wrong:
@@ -242,11 +244,11 @@ def write_models(run: Run) -> None:
                                  "weights": module.state_dict()})
 
 
-def write_checkpoint(run: Run, step: int) -> None:
+def write_checkpoint(run: Run, step: int, window: "Window") -> None:
     """All that continuing needs; randomness needs nothing, it follows from seed and step."""
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(),
-          "scaler": run.scaler.state_dict(), "data": run.data.key,
+          "scaler": run.scaler.state_dict(), "window": window.state(), "data": run.data.key,
           "settings": json.loads(json.dumps(dataclasses.asdict(run.settings)))})
     write_models(run)
     checkpoints = sorted(run.output.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
@@ -262,7 +264,7 @@ def print_next_commands(output: Path) -> None:
 # Training
 
 
-def train(run: Run, first_step: int) -> None:
+def train(run: Run, first_step: int, window: "Window") -> None:
     """The steps from `first_step` on, with evaluations, metrics and checkpoints at their intervals."""
     settings = run.settings
     batches = TrainingBatches(run.data.train, run.vocabulary, settings.batch_size, settings.examples == "line", settings.seed)
@@ -272,7 +274,6 @@ def train(run: Run, first_step: int) -> None:
     metrics = MetricsFile(run.output / "metrics.jsonl", first_step)
     if first_step == 0:
         metrics.write(0, evaluate(run), heldout=True)
-    window = Window(run.device)
     run.electra.train()
     bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1)
     for step, batch in enumerate(bar, first_step):
@@ -296,10 +297,10 @@ def train(run: Run, first_step: int) -> None:
             bar.set_postfix({"mlm": f"{values['mlm_loss']:.3f}", "disc": f"{values['disc_loss']:.4f}",
                              "tokens/s": f"{values['tokens_per_second']:,.0f}"})
         if done % settings.eval_every == 0 or done == settings.steps:
-            metrics.write(done, evaluate(run), heldout=True)
-            window.restart()
+            with window.paused():
+                metrics.write(done, evaluate(run), heldout=True)
         if done % settings.save_every == 0 or done == settings.steps:
-            write_checkpoint(run, done)
+            write_checkpoint(run, done, window)
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
@@ -372,13 +373,21 @@ class Window:
 
     COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens_per_second")
 
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(len(self.COLUMNS), device=device)
-        self.restart()
+    def __init__(self, device: torch.device, state: dict[str, Any]):
+        self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=device)
+        self.steps, self.seconds = state.get("steps", 0), state.get("seconds", 0.0)
+        self.began = time.perf_counter()
 
-    def restart(self) -> None:
-        self.sums.zero_()
-        self.steps, self.began = 0, time.perf_counter()
+    def state(self) -> dict[str, Any]:
+        """What a continued run's window begins with."""
+        return {"sums": self.sums.tolist(), "steps": self.steps, "seconds": self.seconds + time.perf_counter() - self.began}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block out of tokens_per_second."""
+        self.seconds += time.perf_counter() - self.began
+        yield
+        self.began = time.perf_counter()
 
     def add(self, values: Tensor) -> None:
         self.sums += values
@@ -386,9 +395,9 @@ class Window:
 
     def close(self) -> dict[str, float]:
         *means, tokens = self.sums.tolist()
-        seconds = time.perf_counter() - self.began
-        values = [value / max(1, self.steps) for value in means] + [tokens / seconds]
-        self.restart()
+        seconds = self.seconds + time.perf_counter() - self.began
+        values = [*(mean / self.steps for mean in means), tokens / seconds]
+        self.__init__(self.sums.device, {})
         return dict(zip(self.COLUMNS, values, strict=True))
 
 

@@ -392,7 +392,10 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
     bar = tqdm(desc="Tokenizing", total=corpus.lines, unit=" lines", leave=False, mininterval=1, disable=None)
     for side in ("train", "heldout"):
         lines = encoded_lines(corpus.split(side == "heldout"), vocabulary, counts, bar)
+        kept = counts["kept"]
         write_examples(folder / side, EXAMPLES[kind](lines, max_length, random.Random(0)), counts)
+        if counts["kept"] == kept:
+            raise InputError(f"too little text: {corpus.lines:,} lines leave nothing for the {side} side")
     (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
 
 

@@ -116,8 +116,9 @@ def test_weights_go_to_transformers_and_back_one_to_one():
     for kind in (Generator, Discriminator):
         network, other = enlarged(kind(config)), kind(config)
         load_transformers(other, to_transformers(network))
-        assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
-        with pytest.raises(KeyError, match="electra.extra"):
+        for ours, again in zip(network.state_dict().values(), other.state_dict().values(), strict=True):
+            assert torch.equal(ours, again)
+        with pytest.raises(KeyError, match=r"electra\.extra"):
             load_transformers(other, to_transformers(network) | {"electra.extra": torch.zeros(1)})
 
 
@@ -232,4 +233,4 @@ def test_torchs_gumbel_softmax_fails_in_half_precision_where_ours_does_not():
     logits = torch.zeros(1000, 1000, dtype=torch.float16)
     assert F.gumbel_softmax(logits, dim=-1).isnan().any()
     sampled = gumbel_sample(logits)
-    assert ((0 <= sampled) & (sampled < 1000)).all()
+    assert ((sampled >= 0) & (sampled < 1000)).all()
