@@ -267,7 +267,8 @@ def print_next_commands(output: Path) -> None:
 def train(run: Run, first_step: int, window: "Window") -> None:
     """The steps from `first_step` on, with evaluations, metrics and checkpoints at their intervals."""
     settings = run.settings
-    batches = TrainingBatches(run.data.train, run.vocabulary, settings.batch_size, settings.examples == "line", settings.seed)
+    batches = TrainingBatches(run.data.train, run.vocabulary, settings.batch_size, settings.examples == "line",
+                              settings.seed)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
                                          num_workers=settings.workers, pin_memory=run.device.type == "cuda")
     rng = torch.Generator(run.device)

@@ -7,7 +7,8 @@ import torch
 
 from dataset import SPECIAL, Vocabulary, wordpiece
 
-WORDS = ["the", "a", "old", "new", "red", "green", "cat", "dog", "bird", "house", "tree", "river", "sees", "likes", "finds", "eats", "near", "under", "over", "and", "but", "then"]
+WORDS = """the a old new red green cat dog bird house tree river sees likes finds eats near under over and but
+then""".split()
 
 
 @pytest.fixture(autouse=True)

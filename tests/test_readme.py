@@ -1,0 +1,57 @@
+"""Every command of the README: run here at a fraction of its steps, by CI, or marked as a download or for CUDA."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import story
+
+from dataset import SPECIAL
+from Pretraining import Pretraining, check
+from utils import read_settings
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [command.strip() for line in LINES for command in line.split("&&")]
+BY_CI = {"pip install -r requirements.txt", "python -m pytest"}  # .ci/run
+SHORT = "--steps 2 --batch-size 4 --eval-examples 8 --device cpu --model.layers 1".split()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with the files the commands name."""
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n\n".join(story()), encoding="utf-8")
+    letters = [chr(n) for n in range(97, 123)]
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), "."]
+    Path("vocab.txt").write_text("\n".join(pieces + [f"unused{n}" for n in range(30522 - len(pieces))]), encoding="utf-8")
+    return tmp_path
+
+
+def test_ci_runs_what_the_readme_promises():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert all(command in script and command in COMMANDS for command in BY_CI)
+
+
+@pytest.mark.parametrize("command", [command for command in dict.fromkeys(COMMANDS) if command not in BY_CI])
+def test_readme_command(command, folder):
+    if command.endswith("# download"):
+        return
+    words = shlex.split(command, comments=True)
+    assert words[:2] == ["python", "Pretraining.py"], "no test runs this command"
+    flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[2:]]
+    if "--help" not in flags:
+        check(read_settings(Pretraining, flags, ROOT / "configs" / "quickstart.toml"))
+    result = subprocess.run([sys.executable, str(ROOT / "Pretraining.py"), *flags, *SHORT], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--help" in flags or "Finetuning.py" in result.stdout
+
+
+def test_every_file_the_readme_names_is_there():
+    later = {"Finetuning.py", "LM_DEMO.py", "config.toml"}  # to come, and a run folder's
+    for name in re.findall(r"`(?:configs/)?(\w+\.(?:py|toml))`", TEXT):
+        assert name in later or (ROOT / name).exists() or (ROOT / "configs" / name).exists(), name
