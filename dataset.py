@@ -9,13 +9,13 @@ import contextlib
 import gzip
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import lzma
 import math
 import random
 import re
 import shutil
+import sys
 import sysconfig
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -40,8 +40,9 @@ LONGEST_LINE = 1_000_000  # characters; the rest of a longer line is read as fur
 HELDOUT_SHARE = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; with less than ten times as many, lines are held out instead
 LEARNING_LINES = 1_000_000  # of the corpus, evenly spread, from which a vocabulary is learned
+ALPHABET_SHARE = 16  # at most one learned piece in so many is a letter: Wikipedia has thousands of rare ones
 UINT16 = 65_536
-STORE_VERSION = 1  # part of the cache key: raise it when the examples or their layout change
+STORE_VERSION = 2  # part of the cache key: raise it when the examples or their layout change
 
 ONE_SEGMENT = 0.1  # share of examples with a single segment     (google-research/electra,
 RANDOM_LENGTH = 0.05  # share of examples with a random target    build_pretraining_dataset.py)
@@ -97,11 +98,8 @@ def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
     """Counts the corpus and decides what is held out: 1% of the documents, at least FEWEST_HELDOUT.
 
     Without blank lines, or with hardly a document, it is a contiguous 1% of the lines, and packing runs through.
-    InputError for a missing, empty or binary file.
+    InputError for an empty or binary corpus.
     """
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"corpus file {path} is {'a folder' if path.is_dir() else 'missing'}: name text files")
     lines = invalid = ends = 0
     for line in tqdm(read_lines(paths), "Counting lines", unit=" lines", leave=False, mininterval=1, disable=None):
         if "\0" in line:
@@ -113,7 +111,7 @@ def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
         raise InputError(f"no text in {', '.join(map(str, paths))}: one sentence a line is wanted")
     if invalid > lines / 2:
         raise InputError(f"{invalid:,} of {lines:,} lines of the corpus are not UTF-8: convert it, for instance with iconv")
-    if ends == len(paths) or ends < 10 * FEWEST_HELDOUT:
+    if ends <= len(paths) or ends < 10 * FEWEST_HELDOUT:
         return Corpus(paths, lines, invalid, True, range(lines - max(lines // HELDOUT_SHARE, min(20, lines // 5)), lines))
     heldout = random.Random(0).sample(range(ends), max(FEWEST_HELDOUT, ends // HELDOUT_SHARE))
     return Corpus(paths, lines, invalid, False, frozenset(heldout))
@@ -128,16 +126,15 @@ def documentation_corpus(cache: Path, requirements: Path) -> Path:
     A document is a module, a line a sentence. Documents and paragraphs met before are dropped.
     """
     names = re.findall(r"^[\w.-]+", requirements.read_text(encoding="utf-8"), re.MULTILINE)
-    found = {name: importlib.metadata.distribution(name) for name in names}
-    versions = [f"{name} {package.version}" for name, package in found.items()] + [sysconfig.get_python_version()]
-    path = cache / f"documentation-{digest(versions, inspect.getsource(docstring_paragraphs))}.txt"
+    found = [package for name in names for package in importlib.metadata.distributions(name=name)]
+    versions = [f"{package.name} {package.version}" for package in found]
+    path = cache / f"documentation-{digest(versions, sys.version, STORE_VERSION)}.txt"
     with locked(path.with_suffix(".lock")):
         if path.exists():
             return path
         library = Path(sysconfig.get_path("stdlib"))
         files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
-        files += sorted({Path(file.locate()) for package in found.values() for file in package.files or ()
-                         if file.suffix == ".py"})
+        files += sorted({Path(file.locate()) for package in found for file in package.files or () if file.suffix == ".py"})
         files = [file for file in files if not {"test", "tests", "testing", "idlelib"} & set(file.parts)]
         seen: set[str] = set()
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as output, ProcessPoolExecutor() as pool:
@@ -220,7 +217,8 @@ def wordpiece(pieces: dict[str, int], lowercase: bool) -> Tokenizer:
 def learn_vocabulary(corpus: Corpus, size: int) -> Vocabulary:
     """At most `size` uncased word pieces from the training text."""
     tokenizer = wordpiece({}, lowercase=True)
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=size, limit_alphabet=size // ALPHABET_SHARE, special_tokens=SPECIAL,
+                                        show_progress=False)
     tokenizer.train_from_iterator(islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1), trainer)
     return Vocabulary(wordpiece(tokenizer.get_vocab(), lowercase=True), "learned from the corpus")
 
@@ -310,21 +308,26 @@ EXAMPLES: dict[str, Callable] = {"packed": packed_examples, "line": line_example
 
 # Token store
 
+STORE_FILES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
 
-class Store(NamedTuple):
-    """Examples of one side of the split, memory-mapped."""
 
-    ids: np.ndarray  # uint16, both segments of every example, one after the other
-    ends: np.ndarray  # int64 (N + 1,), where example n ends and n + 1 begins
-    first: np.ndarray  # uint16 (N,), length of the first segment
+class Store:
+    """Examples of one side of the split, memory-mapped; it travels to worker processes by its path.
+
+    `ids` (uint16): both segments of every example, one after the other; `ends` (int64, N + 1): where example n ends and
+    n + 1 begins; `first` (uint16, N): length of the first segment.
+    """
+
+    def __init__(self, stem: Path):
+        self.stem = stem
+        self.ids, self.ends, self.first = (np.memmap(stem.with_suffix(f".{name}"), dtype=kind, mode="r")
+                                           for name, kind in STORE_FILES.items())
 
     def __len__(self) -> int:
         return len(self.first)
 
-    @classmethod
-    def open(cls, stem: Path) -> "Store":
-        parts = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
-        return cls(*(np.memmap(stem.with_suffix(f".{name}"), dtype=kind, mode="r") for name, kind in parts.items()))
+    def __reduce__(self) -> tuple:
+        return Store, (self.stem,)
 
 
 class Data(NamedTuple):
@@ -383,7 +386,7 @@ def prepare(paths: tuple[Path, ...], vocabulary_source: str | None, vocab_size: 
             build_store(building, scan(), vocabulary, max_length, kind)
             building.rename(folder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    return vocabulary, Data(Store.open(folder / "train"), Store.open(folder / "heldout"), counts, folder.name)
+    return vocabulary, Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
 
 
 def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length: int, kind: str) -> None:
@@ -400,12 +403,16 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
 
 
 def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str, int], bar: tqdm) -> Iterator[list[int]]:
-    """Ids of each line; the next chunk is tokenized in a thread while this one is packed."""
+    """Ids of each line with any, and [] for the end of a document; the next chunk is tokenized while one is packed."""
+    def encode(chunk: list[str]) -> list[list[int]]:
+        return [ids for line, ids in zip(chunk, vocabulary.encode(chunk), strict=True) if ids or not line]
+
     with ThreadPoolExecutor(1) as thread:
         chunks = iter(lambda: list(islice(lines, 4096)), [])
-        ahead = thread.submit(vocabulary.encode, next(chunks, []))
-        while encoded := ahead.result():
-            ahead = thread.submit(vocabulary.encode, next(chunks, []))
+        futures = (thread.submit(encode, chunk) for chunk in chunks)
+        ahead = next(futures, None)
+        while ahead:
+            encoded, ahead = ahead.result(), next(futures, None)
             counts["tokens"] += sum(map(len, encoded))
             counts["unknown"] += sum(line.count(vocabulary.unk) for line in encoded)
             if counts["unknown"] > counts["tokens"] / 2:
@@ -416,7 +423,7 @@ def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str
 
 
 def write_examples(stem: Path, examples: Iterator[Segments], counts: dict[str, int]) -> None:
-    """Appends `examples` to the files that `Store.open` maps, a few megabytes at a time."""
+    """Appends `examples` to the files that `Store` maps, a few megabytes at a time."""
     end = 0
     with contextlib.ExitStack() as files:
         ids, ends, firsts = (files.enter_context(open(stem.with_suffix(f".{name}"), "wb"))
