@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dataset import (Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
                      documentation_corpus, mask_tokens, prepare)
-from model import Electra, ElectraOutput, ModelConfig, training_flops
+from model import Electra, ModelConfig, training_flops
 from utils import (Adam, InputError, Precision, decay_groups, detection_metrics, load, locked, newest_checkpoint,
                    pick_device, pick_precision, read_settings, replacing, reports_input_errors, save, scheduled_rate,
                    to_toml)
@@ -139,7 +139,8 @@ def check(settings: Pretraining) -> None:
                 "eval_examples", "save_every", "keep_checkpoints")
     rows = [(not getattr(settings, name) > 0, f"{name} = {getattr(settings, name)} must be above 0") for name in positive]
     rows += [(not getattr(model, name) > 0, f"model.{name} = {getattr(model, name)} must be above 0")
-             for name in ("embedding_size", "hidden_size", "layers", "heads", "feed_forward_size", "initializer_range")]
+             for name in ("vocab_size", "embedding_size", "hidden_size", "layers", "heads", "feed_forward_size",
+                          "initializer_range")]
     rows += [
         (not 5 <= settings.max_length <= model.max_positions, f"max_length = {settings.max_length} must be from 5 to "
          f"model.max_positions = {model.max_positions}"),
@@ -320,16 +321,16 @@ def backward(run: Run, batch: Batch, masked: Masked, rng: torch.Generator) -> Te
     sums = torch.zeros(len(Window.COLUMNS), device=run.device)
     chosen, tokens = masked.chosen.sum().clamp(min=1), batch.mask.sum()
     parts = zip(*(tensor.chunk(run.settings.accumulate) for tensor in (*batch, *masked)), strict=True)
-    for ids, segments, mask, *hidden in parts:
+    for ids, segments, mask, masked_ids, positions, used in parts:
         with run.precision.autocast():
-            output: ElectraOutput = run.electra(ids, segments, mask, *hidden, rng)
+            output = run.electra(ids, segments, mask, masked_ids, positions, used, rng)
         mlm_loss = output.generator_losses.sum() / chosen
         disc_loss = output.discriminator_losses.sum() / tokens
         run.scaler.scale(mlm_loss + run.settings.disc_weight * disc_loss).backward()
         with torch.no_grad():
-            guessed = (output.sampled == ids.gather(1, hidden[1])) & hidden[2]
+            guessed = (output.sampled == ids.gather(1, positions)) & used
             detected = ((output.discriminator_logits > 0) == output.replaced) & mask
-            sums += torch.stack([mlm_loss, disc_loss, guessed.sum() / chosen, detected.sum() / tokens, tokens])
+            sums += torch.stack([mlm_loss, disc_loss, guessed.sum() / chosen, detected.sum() / tokens, mask.sum()])
     return sums
 
 

@@ -40,7 +40,6 @@ LONGEST_LINE = 1_000_000  # characters; the rest of a longer line is read as fur
 HELDOUT_SHARE = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; with less than ten times as many, lines are held out instead
 LEARNING_LINES = 1_000_000  # of the corpus, evenly spread, from which a vocabulary is learned
-ALPHABET_SHARE = 16  # at most one learned piece in so many is a letter: Wikipedia has thousands of rare ones
 UINT16 = 65_536
 STORE_VERSION = 2  # part of the cache key: raise it when the examples or their layout change
 
@@ -217,7 +216,8 @@ def wordpiece(pieces: dict[str, int], lowercase: bool) -> Tokenizer:
 def learn_vocabulary(corpus: Corpus, size: int) -> Vocabulary:
     """At most `size` uncased word pieces from the training text."""
     tokenizer = wordpiece({}, lowercase=True)
-    trainer = trainers.WordPieceTrainer(vocab_size=size, limit_alphabet=size // ALPHABET_SHARE, special_tokens=SPECIAL,
+    letters = max(256, size // 16)  # of Wikipedia's thousands, most of them rare; texts in one alphabet have fewer
+    trainer = trainers.WordPieceTrainer(vocab_size=size, limit_alphabet=letters, special_tokens=SPECIAL,
                                         show_progress=False)
     tokenizer.train_from_iterator(islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1), trainer)
     return Vocabulary(wordpiece(tokenizer.get_vocab(), lowercase=True), "learned from the corpus")

@@ -135,7 +135,8 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     if name == "auto" and device.type == "cuda":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif name == "auto":
-        name = "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+        capabilities = torch.cpu.get_capabilities()
+        name = "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     return Precision(name, dtype, device.type)
 

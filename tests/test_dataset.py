@@ -127,6 +127,13 @@ def test_learned_vocabulary_knows_its_corpus_and_special_tokens_come_first(corpu
     assert again.encode(["the cat eats"]) == learned.encode(["the cat eats"])
 
 
+def test_rare_letters_do_not_fill_a_learned_vocabulary(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(chr(n) * 2 + " the common words" for n in range(0x4E00, 0x5600)), encoding="utf-8")
+    pieces = learn_vocabulary(scan_corpus((path,)), 1000).pieces()
+    assert sum(len(piece) == 1 for piece in pieces) <= 256 and "common" in pieces
+
+
 def test_special_tokens_in_a_text_are_text(vocabulary):
     ids = vocabulary.encode(["the [MASK] cat [SEP]"])[0]
     assert not {vocabulary.mask, vocabulary.sep} & set(ids)

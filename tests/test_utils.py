@@ -97,8 +97,12 @@ def test_auto_precision_follows_the_hardware(monkeypatch):
     for supported, name in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
         assert pick_precision("auto", cuda).name == name
-    assert pick_precision("fp16", torch.device("cpu")).scaler().is_enabled()
-    assert not pick_precision("bf16", torch.device("cpu")).scaler().is_enabled()
+    cpu = torch.device("cpu")
+    for able, name in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert pick_precision("auto", cpu).name == name
+    assert pick_precision("fp16", cpu).scaler().is_enabled()
+    assert not pick_precision("bf16", cpu).scaler().is_enabled()
 
 
 def test_cuda_asked_for_and_absent_is_refused(monkeypatch):
