@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,9 @@ from tqdm import tqdm
 from dataset import (Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
                      documentation_corpus, mask_tokens, prepare)
 from model import Electra, ModelConfig, training_flops
-from utils import (Adam, InputError, Precision, decay_groups, detection_metrics, load, locked, newest_checkpoint,
-                   pick_device, pick_precision, read_settings, replacing, reports_input_errors, save, scheduled_rate,
-                   to_toml)
+from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, load,
+                   locked, pick_device, pick_precision, read_settings, replacing, reports_input_errors, save,
+                   scheduled_rate, to_toml)
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE / "configs" / "quickstart.toml"
@@ -36,7 +37,7 @@ class Pretraining:
     """Pretrains ELECTRA's generator and discriminator. The defaults are the paper's ELECTRA-Small."""
 
     config: str = "configs/quickstart.toml"
-    """TOML file of settings; flags go before it."""
+    """TOML file of settings; flags override it."""
     corpus: tuple[str, ...] = ()
     """Text files (.gz, .bz2, .xz too), one sentence a line, blank lines between documents. None: documentation that is
     on this machine already."""
@@ -93,15 +94,22 @@ class Pretraining:
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
-# Settings that may differ when a run is continued: they don't change what it computes, or `Run.data` watches over it.
+# Settings that may change when a run is continued: where and how it is computed and told; the corpus and the vocabulary
+# are compared by content.
 FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "precision", "device", "compile", "workers",
                   "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints", "resume"}
+LOWEST = {"steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 5, "warmup_steps": 0, "weight_decay": 0,
+          "disc_weight": 0, "workers": 0, "seed": 0, "log_every": 1, "eval_every": 1, "eval_examples": 1, "save_every": 1,
+          "keep_checkpoints": 1, "model.vocab_size": 6, "model.embedding_size": 1, "model.hidden_size": 1,
+          "model.layers": 1, "model.heads": 1, "model.feed_forward_size": 1, "model.dropout": 0}
+ABOVE_ZERO = ("learning_rate", "clip_norm", "mask_prob", "model.generator_size", "model.initializer_range")
 
 
 class Run(NamedTuple):
     """What the steps of one run share."""
 
     settings: Pretraining
+    model: ModelConfig  # with the size of the vocabulary at hand
     output: Path
     device: torch.device
     precision: Precision
@@ -123,41 +131,41 @@ def main(argv: list[str]) -> int:
     device = pick_device(settings.device)
     with locked(output / ".lock", wait=False):
         checkpoint = find_checkpoint(settings, output)
-        if checkpoint and checkpoint["step"] == settings.steps:
+        first_step = checkpoint["step"] if checkpoint else 0
+        if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
             return 0
         run = start(settings, output, device, checkpoint)
-        train(run, checkpoint["step"] if checkpoint else 0, Window(device, checkpoint["window"] if checkpoint else {}))
-        print_next_commands(output)
+        train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}))
+    print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
+          f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
     return 0
 
 
 def check(settings: Pretraining) -> None:
     """InputError for a value or a combination that can't work."""
-    model = settings.model
-    positive = ("steps", "batch_size", "accumulate", "learning_rate", "clip_norm", "log_every", "eval_every",
-                "eval_examples", "save_every", "keep_checkpoints")
-    rows = [(not getattr(settings, name) > 0, f"{name} = {getattr(settings, name)} must be above 0") for name in positive]
-    rows += [(not getattr(model, name) > 0, f"model.{name} = {getattr(model, name)} must be above 0")
-             for name in ("vocab_size", "embedding_size", "hidden_size", "layers", "heads", "feed_forward_size",
-                          "initializer_range")]
-    rows += [
-        (not 5 <= settings.max_length <= model.max_positions, f"max_length = {settings.max_length} must be from 5 to "
-         f"model.max_positions = {model.max_positions}"),
-        (settings.accumulate > settings.batch_size, f"accumulate = {settings.accumulate} parts of batch_size = "
-         f"{settings.batch_size} examples: lower it"),
-        (settings.warmup_steps < 0 or settings.workers < 0, "warmup_steps and workers can't be negative"),
-        (settings.weight_decay < 0 or settings.disc_weight < 0, "weight_decay and disc_weight can't be negative"),
-        (not 0 < settings.mask_prob < 1, f"mask_prob = {settings.mask_prob} must be between 0 and 1"),
-        (not 0 <= model.dropout < 1, f"model.dropout = {model.dropout} must be at least 0 and below 1"),
-        (not 0 < model.generator_size <= 1, f"model.generator_size = {model.generator_size} must be above 0, at most 1"),
-        (model.hidden_size % max(1, model.heads) > 0, f"model.hidden_size = {model.hidden_size} is no multiple of "
-         f"model.heads = {model.heads}"),
-        (model.generator().hidden < 1 or model.generator().hidden % model.generator().heads > 0,
-         f"model.generator_size = {model.generator_size} gives the generator a width of {model.generator().hidden}, which "
-         f"must be a positive multiple of its {model.generator().heads} heads"),
-    ]
-    for wrong, message in rows:
+    values, model = flat(settings), settings.model
+    for name, lowest in LOWEST.items():
+        if not lowest <= values[name] < math.inf:
+            raise InputError(f"{name} = {values[name]} must be at least {lowest}")
+    for name in ABOVE_ZERO:
+        if not 0 < values[name] < math.inf:
+            raise InputError(f"{name} = {values[name]} must be above 0")
+    width, heads, _ = model.generator()
+    combinations = {
+        f"max_length = {settings.max_length} is beyond model.max_positions = {model.max_positions}":
+            settings.max_length > model.max_positions,
+        f"accumulate = {settings.accumulate} cuts batch_size = {settings.batch_size} into parts of nothing":
+            settings.accumulate > settings.batch_size,
+        f"mask_prob = {settings.mask_prob} must be below 1": settings.mask_prob >= 1,
+        f"model.dropout = {model.dropout} must be below 1": model.dropout >= 1,
+        f"model.generator_size = {model.generator_size} must be at most 1": model.generator_size > 1,
+        f"model.hidden_size = {model.hidden_size} is no multiple of model.heads = {model.heads}":
+            model.hidden_size % model.heads > 0,
+        f"model.generator_size = {model.generator_size} makes the generator {width} wide with {heads} heads: a positive "
+        "multiple is wanted": width < 1 or width % heads > 0,
+    }
+    for message, wrong in combinations.items():
         if wrong:
             raise InputError(message)
 
@@ -167,45 +175,55 @@ def check(settings: Pretraining) -> None:
 
 def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | None:
     """The newest checkpoint in the run folder; InputError if it is another run's or --no-resume was given."""
-    path = newest_checkpoint(output)
-    if path is None:
+    before = output / "config.toml"
+    if not before.exists():
+        if checkpoints(output):
+            raise InputError(f"{output} holds checkpoints without their config.toml; choose another --output")
         return None
     if not settings.resume:
-        raise InputError(f"--no-resume: {output} holds a run ({path.name}); choose another --output")
-    checkpoint = load(path)
-    now = json.loads(json.dumps(dataclasses.asdict(settings)))
-    for name, before in checkpoint["settings"].items():
-        if name not in FREE_ON_RESUME and before != now.get(name):
-            raise InputError(f"{output} holds a run with {name} = {before}, this command has {now.get(name)}: repeat its "
+        raise InputError(f"--no-resume: {output} holds a run; choose another --output")
+    now = flat(settings)
+    table = tomllib.loads(before.read_text(encoding="utf-8"))
+    for name, value in flat(from_table(Pretraining, table, str(before))).items():
+        if name not in FREE_ON_RESUME and value != now[name]:
+            raise InputError(f"{output} holds a run with {name} = {value}, this command has {now[name]}: repeat its "
                              "settings or choose another --output")
+    if not checkpoints(output):
+        return None
+    checkpoint = load(checkpoints(output)[-1])
     print(f"continuing {output} after step {checkpoint['step']:,}")
     return checkpoint
 
 
 def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None) -> Run:
     """Data, networks and optimizer, new or as a checkpoint holds them; describes the run and its folder's files."""
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
     precision = pick_precision(settings.precision, device)
     cache = Path(settings.cache)
     paths = tuple(map(Path, settings.corpus)) or (documentation_corpus(cache, HERE / "requirements.txt"),)
-    vocabulary, data = prepare(paths, settings.vocab, settings.model.vocab_size, settings.max_length, settings.examples,
-                               cache)
+    learned = checkpoint and settings.vocab is None
+    source = Vocabulary.from_state(checkpoint["vocabulary"], str(output)) if learned else settings.vocab
+    vocabulary, data = prepare(paths, source, settings.model.vocab_size, settings.max_length, settings.examples, cache)
+    model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
     torch.manual_seed(settings.seed)
-    electra = Electra(dataclasses.replace(settings.model, vocab_size=vocabulary.size)).to(device)
+    electra = Electra(model).to(device)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
-    run = Run(settings, output, device, precision, vocabulary, data, electra, optimizer, precision.scaler())
+    run = Run(settings, model, output, device, precision, vocabulary, data, electra, optimizer, precision.scaler())
     if checkpoint:
         if checkpoint["data"] != data.key:
             raise InputError(f"the corpus or the vocabulary has changed since {output} was begun: restore it or choose "
                              "another --output")
         electra.load_state_dict(checkpoint["electra"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        run.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # empty unless the run was fp16
+            run.scaler.load_state_dict(checkpoint["scaler"])
     if settings.compile:
         electra.generator.compile()
         electra.discriminator.compile()
     describe(run)
-    (output / "config.toml").write_text(to_toml(settings), encoding="utf-8")
-    (output / "vocab.txt").write_text("\n".join(vocabulary.pieces()) + "\n", encoding="utf-8")
+    for name, text in (("vocab.txt", "\n".join(vocabulary.pieces()) + "\n"), ("config.toml", to_toml(settings))):
+        with replacing(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return run
 
 
@@ -220,10 +238,9 @@ def describe(run: Run) -> None:
           f"{int(run.data.train.ends[-1]):,} pieces an epoch, {len(run.data.heldout):,} held out")
     entropy, share = unigram_baseline(run.data.heldout)
     print(f"held-out text: unigram entropy {entropy:.3f} nats; always guessing the most frequent piece is right {share:.3f}")
-    config = dataclasses.replace(settings.model, vocab_size=run.vocabulary.size)
     both, one = (sum(p.numel() for p in module.parameters()) for module in (run.electra, run.electra.discriminator))
     predictions = round(settings.mask_prob * settings.max_length)
-    flops = settings.steps * settings.batch_size * training_flops(config, settings.max_length, predictions)
+    flops = settings.steps * settings.batch_size * training_flops(run.model, settings.max_length, predictions)
     print(f"model: {one / 1e6:.2f} M parameters in the discriminator, {both / 1e6:.2f} M with the generator; {flops:.2e} "
           f"FLOPs in {settings.steps:,} steps of {settings.batch_size} x {settings.max_length} tokens")
     print(f"device: {run.device}, {run.precision.name}")
@@ -236,30 +253,20 @@ def unigram_baseline(store: Store) -> tuple[float, float]:
     return float(-(p * np.log(p)).sum()), float(p.max())
 
 
-def write_models(run: Run) -> None:
-    """gen.pt and disc.pt: weights, sizes and vocabulary, all that the demo and fine-tuning need."""
-    sizes = dataclasses.asdict(dataclasses.replace(run.settings.model, vocab_size=run.vocabulary.size))
-    for name, kind, module in (("gen.pt", "generator", run.electra.generator),
-                               ("disc.pt", "discriminator", run.electra.discriminator)):
-        save(run.output / name, {"kind": kind, "model": sizes, "vocabulary": run.vocabulary.state(),
-                                 "weights": module.state_dict()})
-
-
 def write_checkpoint(run: Run, step: int, window: "Window") -> None:
-    """All that continuing needs; randomness needs nothing, it follows from seed and step."""
+    """gen.pt and disc.pt (weights, sizes and vocabulary: all that users of them need), then what continuing needs.
+
+    Randomness needs nothing, it follows from seed and step.
+    """
+    vocabulary = run.vocabulary.state()
+    for name, kind in (("gen.pt", "generator"), ("disc.pt", "discriminator")):
+        save(run.output / name, {"kind": kind, "model": dataclasses.asdict(run.model), "vocabulary": vocabulary,
+                                 "weights": getattr(run.electra, kind).state_dict()})
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(),
-          "scaler": run.scaler.state_dict(), "window": window.state(), "data": run.data.key,
-          "settings": json.loads(json.dumps(dataclasses.asdict(run.settings)))})
-    write_models(run)
-    checkpoints = sorted(run.output.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
-    for old in checkpoints[:-run.settings.keep_checkpoints]:
+          "scaler": run.scaler.state_dict(), "window": window.state(), "data": run.data.key, "vocabulary": vocabulary})
+    for old in checkpoints(run.output)[:-run.settings.keep_checkpoints]:
         old.unlink()
-
-
-def print_next_commands(output: Path) -> None:
-    print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
-          f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
 
 
 # Training
@@ -336,19 +343,19 @@ def backward(run: Run, batch: Batch, masked: Masked, rng: torch.Generator) -> Te
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
-    """Metrics on evenly spread held-out examples, with the same masks each time.
+    """Metrics on evenly spread held-out examples, with the same masks each time; InputError if the run has diverged.
 
-    The discriminator is judged on the tokens that could have been replaced: neither padding nor special, which would be
-    easy negatives.
+    The losses are the training's. Everything else about the discriminator is judged on the tokens that could have been
+    replaced: neither padding nor special, which would be easy negatives.
     """
     settings, store = run.settings, run.data.heldout
     numbers = np.linspace(0, len(store) - 1, min(settings.eval_examples, len(store))).astype(np.int64)
     collate = Collator(store, run.vocabulary)
     rng = torch.Generator(run.device).manual_seed(settings.seed)
-    sums = torch.zeros(5, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     labels, scores = [], []
     run.electra.eval()
-    for some in np.array_split(numbers, math.ceil(len(numbers) / settings.batch_size)):
+    for some in np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size)):
         batch = collate(some).to(run.device)
         masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
         with run.precision.autocast():
@@ -357,16 +364,18 @@ def evaluate(run: Run) -> dict[str, float]:
         predicted = output.generator_logits.argmax(-1) == originals
         sums += torch.stack([output.generator_losses.sum(), (predicted & masked.chosen).sum(),
                              ((output.sampled == originals) & masked.chosen).sum(), masked.chosen.sum(),
-                             output.discriminator_losses.sum() / batch.mask.sum() * len(some)])
+                             output.discriminator_losses.sum(), batch.mask.sum()])
         real = candidates(batch, run.vocabulary)
         labels.append(output.replaced[real].cpu())
         scores.append(output.discriminator_logits[real].cpu())
     run.electra.train()
-    mlm_loss, correct, sampled, chosen, disc_loss = sums.tolist()
+    mlm_loss, correct, sampled, chosen, disc_loss, tokens = sums.tolist()
+    if not math.isfinite(mlm_loss + disc_loss):
+        raise InputError("the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
     found = detection_metrics(torch.cat(labels).numpy(), torch.cat(scores).numpy())
     chosen = max(1.0, chosen)
     return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,
-            "disc_loss": disc_loss / len(numbers), "disc_accuracy": found.accuracy, "disc_precision": found.precision,
+            "disc_loss": disc_loss / tokens, "disc_accuracy": found.accuracy, "disc_precision": found.precision,
             "disc_recall": found.recall, "disc_auc": found.auc, "disc_auc_error": found.error}
 
 

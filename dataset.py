@@ -12,16 +12,19 @@ import importlib.metadata
 import json
 import lzma
 import math
+import os
 import random
 import re
 import shutil
 import sys
 import sysconfig
+import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +39,13 @@ from tqdm import tqdm
 from utils import InputError, locked, replacing, shuffled
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LONGEST_LINE = 1_000_000  # characters; the rest of a longer line is read as further lines
+LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
+CHUNK = 1_024  # lines tokenized together
 HELDOUT_SHARE = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; with less than ten times as many, lines are held out instead
 LEARNING_LINES = 1_000_000  # of the corpus, evenly spread, from which a vocabulary is learned
 UINT16 = 65_536
-STORE_VERSION = 2  # part of the cache key: raise it when the examples or their layout change
+STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 
 ONE_SEGMENT = 0.1  # share of examples with a single segment     (google-research/electra,
 RANDOM_LENGTH = 0.05  # share of examples with a random target    build_pretraining_dataset.py)
@@ -58,7 +62,7 @@ class Corpus(NamedTuple):
 
     paths: tuple[Path, ...]
     lines: int  # that hold text
-    invalid: int  # of them, with bytes that are not UTF-8
+    invalid: int  # of them, with bytes that are not UTF-8 (or with U+FFFD, which those are read as)
     by_line: bool  # whether `heldout` numbers lines or documents
     heldout: frozenset[int] | range
 
@@ -79,15 +83,16 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
     """Stripped lines of text files (plain, .gz, .bz2, .xz), runs of blank lines as one "", and "" after each file."""
     openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     for path in paths:
-        blank = True
+        blank, ended = True, True  # was the last line blank, and read to its end?
         try:
             with openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace") as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
-                    line = line.strip()
-                    if line or not blank:
-                        yield line
-                    blank = not line
-        except (OSError, EOFError, lzma.LZMAError) as error:
+                    text = line.strip()
+                    if text or (ended and not blank):
+                        yield text
+                        blank = not text
+                    ended = line.endswith("\n")
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise InputError(f"corpus file {path} can't be read: {error}") from None
         if not blank:
             yield ""
@@ -182,7 +187,7 @@ class Vocabulary:
         ids = [tokenizer.token_to_id(token) for token in SPECIAL]
         if None in ids:
             raise InputError(f"the vocabulary {source} has no {SPECIAL[ids.index(None)]}: a BERT-like one is wanted")
-        self.size = tokenizer.get_vocab_size()
+        self.size = max(tokenizer.get_vocab().values()) + 1
         if self.size > UINT16:
             raise InputError(f"the vocabulary {source} has {self.size:,} pieces, the token store fits {UINT16:,}")
         self.tokenizer = tokenizer
@@ -214,13 +219,28 @@ def wordpiece(pieces: dict[str, int], lowercase: bool) -> Tokenizer:
 
 
 def learn_vocabulary(corpus: Corpus, size: int) -> Vocabulary:
-    """At most `size` uncased word pieces from the training text."""
+    """At most `size` uncased word pieces from the training text, in alphabetical order after the special tokens.
+
+    Of the letters the most frequent are known, at most 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
+    They are given to the trainer as if special, since it numbers letters by chance and breaks ties by number: the same text
+    would give another vocabulary each time.
+    """
     tokenizer = wordpiece({}, lowercase=True)
-    letters = max(256, size // 16)  # of Wikipedia's thousands, most of them rare; texts in one alphabet have fewer
-    trainer = trainers.WordPieceTrainer(vocab_size=size, limit_alphabet=letters, special_tokens=SPECIAL,
-                                        show_progress=False)
-    tokenizer.train_from_iterator(islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1), trainer)
-    return Vocabulary(wordpiece(tokenizer.get_vocab(), lowercase=True), "learned from the corpus")
+    words = Counter()
+    for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
+        normalized = tokenizer.normalizer.normalize_str(line)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
+    letters = Counter()
+    for word, count in words.items():
+        letters.update(dict.fromkeys(word, count))
+    known = sorted(letters, key=lambda letter: (-letters[letter], letter))[:max(256, size // 16)]
+    inner = {letter for word in words for letter in word[1:]} & set(known)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, limit_alphabet=len(known), initial_alphabet=known, show_progress=False,
+        special_tokens=[*SPECIAL, *known, *(f"##{letter}" for letter in sorted(inner))])
+    tokenizer.train_from_iterator((word for word, count in words.items() for word in repeat(word, count)), trainer)
+    pieces = [*SPECIAL, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL))]
+    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase=True), "learned")
 
 
 def load_vocabulary(source: str) -> Vocabulary:
@@ -244,6 +264,9 @@ def load_vocabulary(source: str) -> Vocabulary:
         raise
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"--vocab {source} can't be read: {error}") from None
+    if len(set(pieces)) < len(pieces):
+        twice = next(piece for piece, count in Counter(pieces).items() if count > 1)
+        raise InputError(f"--vocab {source} has {twice!r} more than once: one piece a line is wanted")
     lowercase = not any(piece != piece.lower() for piece in pieces if piece not in SPECIAL)
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase), source)
 
@@ -340,11 +363,14 @@ class Data(NamedTuple):
 
 
 def corpus_digest(paths: Iterable[Path]) -> str:
-    """Changes with any byte of the files."""
+    """Changes with any byte of the files; InputError for one that can't be read."""
     total = hashlib.blake2b()
     for path in paths:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "blake2b").digest())
+        try:
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            raise InputError(f"corpus file {path} can't be read ({error.strerror}): name text files") from None
     return total.hexdigest()
 
 
@@ -353,19 +379,18 @@ def digest(*parts: object) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-def prepare(paths: tuple[Path, ...], vocabulary_source: str | None, vocab_size: int, max_length: int, kind: str,
+def prepare(paths: tuple[Path, ...], source: str | Vocabulary | None, vocab_size: int, max_length: int, kind: str,
             cache: Path) -> tuple[Vocabulary, Data]:
-    """The vocabulary (learned if `vocabulary_source` is None) and the token store of a corpus, each built once.
+    """The vocabulary (from `source`, learned if that is None) and the token store of a corpus, each built once.
 
     Cache entries are named by the content of all they depend on and take their name when they are whole. Memory does
     not grow with the corpus. InputError if the text, the vocabulary and `vocab_size` don't fit together.
     """
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"corpus file {path} is {'a folder' if path.is_dir() else 'missing'}: name text files")
     content = corpus_digest(paths)
     scan = lru_cache(lambda: scan_corpus(paths))
-    if vocabulary_source is None:
+    if isinstance(source, Vocabulary):
+        vocabulary = source
+    elif source is None:
         path = cache / f"vocabulary-{digest(content, vocab_size, STORE_VERSION)}.json"
         with locked(path.with_suffix(".lock")):
             if not path.exists():
@@ -373,9 +398,9 @@ def prepare(paths: tuple[Path, ...], vocabulary_source: str | None, vocab_size: 
                     temporary.write_text(learn_vocabulary(scan(), vocab_size).state(), encoding="utf-8")
         vocabulary = Vocabulary.from_state(path.read_text(encoding="utf-8"), str(path))
     else:
-        vocabulary = load_vocabulary(vocabulary_source)
+        vocabulary = load_vocabulary(source)
         if vocabulary.size != vocab_size:
-            raise InputError(f"the vocabulary {vocabulary_source} has {vocabulary.size:,} pieces, the model "
+            raise InputError(f"the vocabulary {source} has {vocabulary.size:,} pieces, the model "
                              f"{vocab_size:,}: set --model.vocab-size {vocabulary.size}")
     folder = cache / f"store-{digest(content, vocabulary.state(), max_length, kind, STORE_VERSION)}"
     with locked(folder.with_suffix(".lock")):
@@ -397,6 +422,7 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
         lines = encoded_lines(corpus.split(side == "heldout"), vocabulary, counts, bar)
         kept = counts["kept"]
         write_examples(folder / side, EXAMPLES[kind](lines, max_length, random.Random(0)), counts)
+        refuse_unknown(counts)
         if counts["kept"] == kept:
             raise InputError(f"too little text: {corpus.lines:,} lines leave nothing for the {side} side")
     (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
@@ -408,38 +434,44 @@ def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str
         return [ids for line, ids in zip(chunk, vocabulary.encode(chunk), strict=True) if ids or not line]
 
     with ThreadPoolExecutor(1) as thread:
-        chunks = iter(lambda: list(islice(lines, 4096)), [])
+        chunks = iter(lambda: list(islice(lines, CHUNK)), [])
         futures = (thread.submit(encode, chunk) for chunk in chunks)
         ahead = next(futures, None)
         while ahead:
             encoded, ahead = ahead.result(), next(futures, None)
             counts["tokens"] += sum(map(len, encoded))
             counts["unknown"] += sum(line.count(vocabulary.unk) for line in encoded)
-            if counts["unknown"] > counts["tokens"] / 2:
-                raise InputError(f"{counts['unknown']:,} of the first {counts['tokens']:,} word pieces are [UNK]: this "
-                                 "vocabulary does not know the corpus (another language or alphabet?)")
+            if counts["tokens"] > 1_000_000:  # before that a foreign opening may mislead
+                refuse_unknown(counts)
             yield from encoded
-            bar.update(len(encoded))
+            bar.update(sum(map(bool, encoded)))
+
+
+def refuse_unknown(counts: dict[str, int]) -> None:
+    if counts["unknown"] > counts["tokens"] / 2:
+        raise InputError(f"{counts['unknown']:,} of {counts['tokens']:,} word pieces are [UNK]: this vocabulary does not "
+                         "know the corpus (another language or alphabet?)")
 
 
 def write_examples(stem: Path, examples: Iterator[Segments], counts: dict[str, int]) -> None:
-    """Appends `examples` to the files that `Store` maps, a few megabytes at a time."""
+    """Writes `examples` to the files that `Store` maps, a few megabytes at a time, and to the disk."""
     end = 0
-    with contextlib.ExitStack() as files:
-        ids, ends, firsts = (files.enter_context(open(stem.with_suffix(f".{name}"), "wb"))
-                             for name in ("ids", "ends", "first"))
-        array("q", [0]).tofile(ends)
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(stem.with_suffix(f".{name}"), "wb")) for name in STORE_FILES}
+        np.array([0], STORE_FILES["ends"]).tofile(files["ends"])
         for chunk in iter(lambda: list(islice(examples, 8192)), []):
-            flat, starts, lengths = array("H"), array("q"), array("H")
+            flat = array("H")
             for first, second in chunk:
                 flat.extend(first)
                 flat.extend(second)
-                starts.append(end + len(flat))
-                lengths.append(len(first))
-            end += len(flat)
-            flat.tofile(ids)
-            starts.tofile(ends)
-            lengths.tofile(firsts)
+            flat.tofile(files["ids"])
+            ends = end + np.cumsum([len(first) + len(second) for first, second in chunk])
+            ends.astype(STORE_FILES["ends"]).tofile(files["ends"])
+            np.array([len(first) for first, _ in chunk], STORE_FILES["first"]).tofile(files["first"])
+            end = int(ends[-1])
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
     counts["kept"] += end
 
 
@@ -497,22 +529,26 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.collate = Collator(store, vocabulary)
         self.size, self.batch_size, self.seed = len(store), batch_size, seed
         self.batches = self.size // batch_size  # an epoch's; what doesn't fill a batch is left to other epochs
-        self.pool = lru_cache(maxsize=2)(self.sorted_pool) if by_length else None
+        self.by_length, self.pool, self.pooled = by_length, (-1, -1), np.empty(0)
         if not self.batches:
             raise InputError(f"the corpus makes {self.size} training examples, too little text for one batch of "
                              f"{batch_size}: add text or lower --batch-size")
 
     def __getitem__(self, step: int) -> Batch:
         epoch, batch = divmod(step, self.batches)
-        if self.pool:
-            return self.collate(self.pool(epoch, batch // POOL)[batch % POOL])
-        return self.collate(self.numbers(epoch, batch, batch + 1))
+        if not self.by_length:
+            return self.collate(self.numbers(epoch, batch, batch + 1))
+        if self.pool != (epoch, batch // POOL):
+            self.pool = epoch, batch // POOL
+            self.pooled = self.sorted_pool(*self.pool)
+        return self.collate(self.pooled[batch % POOL])
 
     def numbers(self, epoch: int, first: int, last: int) -> np.ndarray:
         """Examples of batches first..last - 1 of an epoch."""
         return shuffled(np.arange(first * self.batch_size, last * self.batch_size), self.size, (self.seed, epoch))
 
     def sorted_pool(self, epoch: int, pool: int) -> np.ndarray:
+        """Examples (batches, batch size) of a pool."""
         numbers = self.numbers(epoch, pool * POOL, min((pool + 1) * POOL, self.batches))
         numbers = numbers[np.argsort(self.collate.lengths(numbers), kind="stable")].reshape(-1, self.batch_size)
         return np.random.default_rng((self.seed, epoch, pool)).permutation(numbers)

@@ -295,17 +295,15 @@ def training_flops(config: ModelConfig, length: int, predictions: int) -> int:
 
 def initialize(module: nn.Module, std: float) -> None:
     """The original's initial weights: truncated normal, biases 0, Glorot for the embedding projection."""
-    for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Embedding):
+    for name, child in module.named_modules():
+        if name.endswith("project") and isinstance(child, nn.Linear):
+            glorot(child)
+        elif isinstance(child, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(child.weight, std=std, a=-2 * std, b=2 * std)
         if isinstance(child, nn.Linear):
             nn.init.zeros_(child.bias)
-    for child in module.modules():
-        if isinstance(child, Encoder) and isinstance(child.project, nn.Linear):
-            glorot(child.project)
 
 
 def glorot(linear: nn.Linear) -> None:
-    """tf.layers.dense's default, which the original leaves in three places."""
+    """tf.layers.dense's default for matrices, which the original leaves in three places."""
     nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)

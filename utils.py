@@ -94,6 +94,14 @@ def from_table(kind: type[Settings], table: dict[str, Any], source: str) -> Sett
     return kind(**values)
 
 
+def flat(settings: Any) -> dict[str, Any]:
+    """The settings by their names, nested ones as section.name."""
+    plain = {}
+    for name, value in dataclasses.asdict(settings).items():
+        plain |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return plain
+
+
 def to_toml(settings: Any) -> str:
     """The settings as TOML that `from_table` reads back; fields that are None are left out."""
     plain = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
@@ -119,15 +127,13 @@ class Precision(NamedTuple):
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, on for fp16 only: its gradients underflow without."""
-        return torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
+        return torch.amp.GradScaler(self.device, init_scale=2.0**11, enabled=self.dtype == torch.float16)
 
 
 def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable CUDA device; use --device cpu or auto")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
-    return device
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
@@ -151,10 +157,10 @@ class Adam(torch.optim.AdamW):
     exactly: with b1 = 1 - beta1^t and s = sqrt(1 - beta2^t), they are lr * b1 / s, eps / s and decay * s / b1.
     """
 
-    _step_supports_amp_scaling = False  # so that GradScaler itself leaves out a step whose gradients overflowed
-
     def __init__(self, groups: Iterable[dict], lr: float, eps: float = 1e-6, weight_decay: float = 0.0):
         super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+        # GradScaler then leaves out overflowed steps itself, before they are counted (at one host sync a step, in fp16)
+        self._step_supports_amp_scaling = False
         for group in self.param_groups:
             group["steps"] = 0
 
@@ -240,9 +246,10 @@ def load(path: Path) -> dict:
         raise InputError(f"{path} can't be loaded ({type(error).__name__}): it is damaged or not of this project") from None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    steps = {int(path.stem.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*.pt")}
-    return steps[max(steps)] if steps else None
+def checkpoints(folder: Path) -> list[Path]:
+    """The files checkpoint-STEP.pt of a run folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*.pt") if path.stem.split("-")[1].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
 
 
 @contextlib.contextmanager

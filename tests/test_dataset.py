@@ -5,6 +5,7 @@ import gzip
 import lzma
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import time
@@ -16,8 +17,9 @@ from conftest import WORDS, story
 from tokenizers import Tokenizer, models
 
 import dataset
-from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, docstring_paragraphs, learn_vocabulary,
-                     line_examples, load_vocabulary, mask_tokens, packed_examples, prepare, read_lines, scan_corpus)
+from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, docstring_paragraphs,
+                     documentation_corpus, learn_vocabulary, line_examples, load_vocabulary, mask_tokens, packed_examples,
+                     prepare, read_lines, scan_corpus)
 from utils import InputError
 
 # Reading and splitting
@@ -58,11 +60,13 @@ def test_without_blank_lines_a_run_of_lines_is_held_out_and_packing_runs_through
     assert train.count("") == 1 and len(train) == 4951
 
 
-def test_a_line_of_megabytes_is_read_in_pieces(tmp_path):
+@pytest.mark.parametrize("length", [500_000, dataset.LONGEST_LINE // 5])
+def test_a_line_of_megabytes_is_read_in_pieces(tmp_path, length):
     path = tmp_path / "text.txt"
-    path.write_text("word " * 500_000 + "\nend", encoding="utf-8")
+    path.write_text("word " * length + "\nend", encoding="utf-8")
     lines = list(read_lines([path]))
-    assert max(map(len, lines)) <= dataset.LONGEST_LINE and "".join(lines).count("word") == 500_000
+    assert max(map(len, lines)) <= dataset.LONGEST_LINE and "".join(lines).count("word") == length
+    assert lines.count("") == 1 and lines[-2:] == ["end", ""]
 
 
 # Examples
@@ -127,6 +131,20 @@ def test_learned_vocabulary_knows_its_corpus_and_special_tokens_come_first(corpu
     assert again.encode(["the cat eats"]) == learned.encode(["the cat eats"])
 
 
+def learn_elsewhere(path, output):
+    output.put(learn_vocabulary(scan_corpus((path,)), 120).pieces())
+
+
+def test_the_same_corpus_gives_the_same_vocabulary_in_every_process(corpus_file):
+    context = multiprocessing.get_context("spawn")  # each with its own hash seeds
+    output = context.Queue()
+    processes = [context.Process(target=learn_elsewhere, args=(corpus_file, output)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    first, second = output.get(timeout=120), output.get(timeout=120)
+    assert first == second == learn_vocabulary(scan_corpus((corpus_file,)), 120).pieces()
+
+
 def test_rare_letters_do_not_fill_a_learned_vocabulary(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(chr(n) * 2 + " the common words" for n in range(0x4E00, 0x5600)), encoding="utf-8")
@@ -166,6 +184,7 @@ def test_vocabularies_that_do_not_fit_are_refused(tmp_path, corpus_file, monkeyp
     refused([*SPECIAL, *"αβγδ"], r"are \[UNK\]")
     refused([*SPECIAL, *WORDS], "set --model.vocab-size 27", size=30)
     refused([*SPECIAL, *(f"w{n}" for n in range(70_000))], "fits 65,536")
+    refused([*SPECIAL, "cat", "cat"], "'cat' more than once")
     with pytest.raises(InputError, match="no file or folder here"):
         load_vocabulary("no such file!")
     monkeypatch.setattr(dataset.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -222,17 +241,21 @@ def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabul
     assert len(set(keys)) == 5
 
 
-def build_and_die(corpus, source, size, cache):
+def build_and_die(corpus, source, size, cache, where):
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
-    dataset.json.dumps = die  # the last thing a build does
+    if where == "between the sides":
+        dataset.refuse_unknown = die
+    else:
+        dataset.json.dumps = die  # the last thing a build does
     prepare((corpus,), source, size, 32, "packed", cache)
 
 
-def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabulary):
+@pytest.mark.parametrize("where", ["between the sides", "at the end"])
+def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabulary, where):
     source = tmp_path / "vocab.txt"
     source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
-    arguments = (corpus_file, str(source), vocabulary.size, tmp_path / "cache")
+    arguments = (corpus_file, str(source), vocabulary.size, tmp_path / "cache", where)
     process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=arguments)
     process.start()
     process.join()
@@ -283,6 +306,15 @@ def test_an_epoch_visits_every_example_at_most_once_in_a_new_order(data, kind):
     assert (first != second).any()
     batches[1]
     assert (seen[-1] == seen[1]).all()  # any step by its number
+
+
+@pytest.mark.parametrize("kind", ["packed", "line"])
+def test_batches_travel_to_worker_processes_by_path(data, kind):
+    vocabulary, both = data[kind]
+    batches = TrainingBatches(both.train, vocabulary, 4, kind == "line", seed=1)
+    sent = pickle.dumps(batches)
+    assert len(sent) < 20_000 + len(vocabulary.state())
+    assert all(torch.equal(a, b) for a, b in zip(batches[5], pickle.loads(sent)[5], strict=True))
 
 
 def test_line_batches_hold_rows_of_similar_length(data):
@@ -363,3 +395,18 @@ def f():
     assert docstring_paragraphs(module) == [prose]
     module.write_text("not python(", encoding="utf-8")
     assert docstring_paragraphs(module) == []
+
+
+def test_documentation_drops_what_it_has_met_and_is_built_once(tmp_path, monkeypatch):
+    library = tmp_path / "library"
+    library.mkdir()
+    paragraphs = [f"This is the paragraph number {n} of a text that has words enough. It has two sentences." for n in "abc"]
+    for name, some in (("one", paragraphs[:2]), ("same", paragraphs[:2]), ("two", paragraphs[1:])):
+        (library / f"{name}.py").write_text('"""' + "\n\n".join(some) + '"""\n', encoding="utf-8")
+    (tmp_path / "requirements.txt").write_text("no-such-package==1  # reason\n", encoding="utf-8")
+    monkeypatch.setattr(dataset.sysconfig, "get_path", lambda _: str(library))
+    path = documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt")
+    documents = path.read_text(encoding="utf-8").split("\n\n")[:-1]
+    assert documents == [paragraph.replace(". ", ".\n") for paragraph in ("\n".join(paragraphs[:2]), paragraphs[2])]
+    monkeypatch.setattr(dataset, "ProcessPoolExecutor", lambda: pytest.fail("built again"))
+    assert documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt") == path

@@ -1,14 +1,17 @@
 """Pretraining.py: whole small runs through main(argv), continued runs, and every kind of bad input."""
 
 import dataclasses
+import gzip
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import story
 from sklearn.metrics import roc_auc_score
 
@@ -103,7 +106,8 @@ def test_weight_files_are_self_contained(command, tmp_path):
             assert torch.equal(value, checkpoint[f"{file['kind']}.{weight}"])
 
 
-def test_training_learns(command, tmp_path):
+def test_training_soon_knows_word_frequencies(command, tmp_path):
+    """What seconds can show; that attention finds context takes the minutes of configs/quickstart.toml."""
     assert main(command(steps=150, learning_rate=5e-3, eval_every=150, batch_size=16, model__dropout=0.0)) == 0
     before, after = [line for line in metrics(tmp_path / "run") if line["heldout"]]
     assert after["mlm_loss"] < before["mlm_loss"] - 0.5
@@ -124,7 +128,7 @@ def test_resumed_run_equals_unbroken_run(command, tmp_path, monkeypatch, flags):
     assert main(command("broken", **steps)) == 0
     unbroken, broken = (load(tmp_path / name / "checkpoint-60.pt") for name in ("unbroken", "broken"))
     for checkpoint in (unbroken, broken):
-        del checkpoint["settings"]["output"], checkpoint["window"]["seconds"]
+        del checkpoint["window"]["seconds"]
     assert_same(unbroken, broken)
     assert metrics(tmp_path / "unbroken") == metrics(tmp_path / "broken")
     assert_same(*(load(tmp_path / name / "disc.pt") for name in ("unbroken", "broken")))
@@ -153,29 +157,40 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, m
 
 
 def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
-    """`evaluate` against the same quantities from the outputs on all held-out examples at once."""
+    """`evaluate`, on lines of many lengths in several batches, against the same quantities from all outputs together."""
     runs = []
     monkeypatch.setattr(script, "train", lambda run, step, window: runs.append(run))
-    assert main(command(batch_size=1000, eval_examples=1000)) == 0
+    assert main(command(examples="line", batch_size=9, accumulate=2, eval_examples=1000)) == 0
     run = runs[0]
+    for weight in run.electra.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
     values = evaluate(run)
-    batch = Collator(run.data.heldout, run.vocabulary)(np.arange(len(run.data.heldout)))
-    rng = torch.Generator().manual_seed(0)
-    masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
-    with torch.no_grad():
-        output = run.electra.eval()(*batch, *masked, rng)
-    chosen, logits = masked.chosen, output.generator_logits
-    originals = batch.ids.gather(1, masked.positions)[chosen]
-    assert values["mlm_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits[chosen], originals).item())
-    assert values["mlm_accuracy"] == pytest.approx((logits[chosen].argmax(-1) == originals).float().mean().item())
-    assert values["sampled_accuracy"] == pytest.approx((output.sampled[chosen] == originals).float().mean().item())
-    real = candidates(batch, run.vocabulary)
-    labels, scores = output.replaced[real], output.discriminator_logits[real]
-    assert values["disc_auc"] == pytest.approx(roc_auc_score(labels, scores))
-    assert values["disc_accuracy"] == pytest.approx(((scores > 0) == labels).float().mean().item())
-    everywhere = torch.nn.functional.binary_cross_entropy_with_logits(
-        output.discriminator_logits[batch.mask], output.replaced[batch.mask].float())
-    assert values["disc_loss"] == pytest.approx(everywhere.item())
+    numbers, rng = np.arange(len(run.data.heldout)), torch.Generator().manual_seed(0)
+    logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
+    for some in np.array_split(numbers, math.ceil(len(numbers) * 2 / 9)):
+        batch = Collator(run.data.heldout, run.vocabulary)(some)
+        masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
+        with torch.no_grad():
+            output = run.electra.eval()(*batch, *masked, rng)
+        logits.append(output.generator_logits[masked.chosen])
+        originals.append(batch.ids.gather(1, masked.positions)[masked.chosen])
+        sampled.append(output.sampled[masked.chosen])
+        real = candidates(batch, run.vocabulary)
+        for mask, some_labels, some_scores in ((real, labels, scores), (batch.mask, all_labels, all_scores)):
+            some_labels.append(output.replaced[mask])
+            some_scores.append(output.discriminator_logits[mask])
+    logits, originals, sampled, labels, scores, all_labels, all_scores = map(
+        torch.cat, (logits, originals, sampled, labels, scores, all_labels, all_scores))
+    hits = (scores > 0) & labels
+    assert 0 < hits.sum() < labels.sum() < (scores > 0).sum()
+    assert values == pytest.approx({
+        "mlm_loss": F.cross_entropy(logits, originals).item(),
+        "mlm_accuracy": (logits.argmax(-1) == originals).float().mean().item(),
+        "sampled_accuracy": (sampled == originals).float().mean().item(),
+        "disc_loss": F.binary_cross_entropy_with_logits(all_scores, all_labels.float()).item(),
+        "disc_accuracy": ((scores > 0) == labels).float().mean().item(),
+        "disc_precision": (hits.sum() / (scores > 0).sum()).item(), "disc_recall": (hits.sum() / labels.sum()).item(),
+        "disc_auc": roc_auc_score(labels, scores), "disc_auc_error": values["disc_auc_error"]}, rel=1e-4)
 
 
 # Beginning again
@@ -198,7 +213,7 @@ def test_a_folder_with_another_run_is_refused_and_nothing_lost(command, tmp_path
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(story(seed=9)))
     for arguments, message in (([*command(), "--no-resume"], "--no-resume"), (command(seed=5), "seed = 0"),
-                               (command(steps=9), "steps = 8"), (command(model__layers=2), "layers"),
+                               (command(steps=9), "steps = 8"), (command(model__layers=2), "model.layers = 1"),
                                (command(corpus=other), "has changed")):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -206,22 +221,44 @@ def test_a_folder_with_another_run_is_refused_and_nothing_lost(command, tmp_path
     assert main(command(log_every=1, save_every=3)) == 0  # what doesn't change the result may change
 
 
+def test_a_run_killed_before_its_first_checkpoint_still_owns_its_folder(command, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, "write_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        main(command())
+    assert main(command(seed=5)) == 2
+    assert "seed = 0" in capsys.readouterr().err
+    assert main(command()) == 0
+
+
+def test_a_run_goes_on_without_its_cache_and_in_another_precision(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_save(patch, 4)
+        main(command())
+    shutil.rmtree(tmp_path / "cache")
+    assert main(command(precision="fp16")) == 0
+    assert (tmp_path / "run" / "checkpoint-8.pt").exists()
+
+
 # Bad input
 
 
-def write(path, content):
-    path.write_bytes(content)
-    return path
+def test_invalid_bytes_are_counted_and_a_line_of_a_megabyte_is_read(command, tmp_path, capsys):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes("\n\n".join(story(300)).encode() + b"\nthe \xff cat\n" + b"the old cat " * 100_000)
+    assert main(command(corpus=path)) == 0
+    assert "1 of " in (out := capsys.readouterr().out) and "not UTF-8" in out
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("missing", None, "missing"),
+    ("missing", None, "can't be read"),
     ("empty", b"", "no text"),
     ("blank", b"\n \n\t\n", "no text"),
     ("binary", bytes(range(256)) * 50, "binary"),
     ("latin", "Ümläüt für älle\n".encode("latin-1") * 100, "not UTF-8"),
     ("short", b"the cat sees a dog.\n", "too little text"),
     ("broken.gz", b"no gzip", "can't be read"),
+    ("damaged.gz", gzip.compress(b"the cat sees a dog.\n" * 99)[:20] + bytes(range(60)), "can't be read"),
+    ("missing.txt/inside", None, "can't be read"),
 ])
 def test_a_corpus_that_can_not_be_used_is_refused(command, tmp_path, capsys, name, content, message):
     path = tmp_path / name
@@ -239,6 +276,9 @@ def test_a_corpus_that_can_not_be_used_is_refused(command, tmp_path, capsys, nam
     ({"model__heads": 0}, "heads = 0"), ({"model__dropout": 1.0}, "dropout"), ({"log_every": 0}, "log_every"),
     ({"model__generator_size": 0.01}, "generator"), ({"warmup_steps": -1}, "warmup_steps"),
     ({"vocab": "no_such_file.txt?"}, "no_such_file"), ({"learning_rate": "nan"}, "learning_rate"),
+    ({"seed": -1}, "seed = -1"),
+    ({"disc_weight": "nan"}, "disc_weight"), ({"clip_norm": "inf"}, "clip_norm"), ({"model__generator_size": "nan"}, "size"),
+    ({"model__vocab_size": 0}, "vocab_size"), ({"learning_rate": 1e30, "warmup_steps": 0, "eval_every": 1}, "diverged"),
 ])
 def test_values_that_can_not_work_are_refused(command, capsys, flags, message):
     assert main(command(**flags)) == 2

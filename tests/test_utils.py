@@ -1,8 +1,8 @@
 """utils.py: settings, optimizer and schedule, shuffling, files and metrics, each against a plain reference."""
 
-import dataclasses
 import multiprocessing
 import time
+import tomllib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,9 +11,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-import utils
-from utils import (Adam, InputError, auc_error, decay_groups, detection_metrics, from_table, load, locked,
-                   newest_checkpoint, pick_device, pick_precision, read_settings, replacing, reports_input_errors, save,
+from utils import (Adam, InputError, auc_error, checkpoints, decay_groups, detection_metrics, flat, from_table, load,
+                   locked, pick_device, pick_precision, read_settings, replacing, reports_input_errors, save,
                    scheduled_rate, shuffled, to_toml)
 
 # Settings
@@ -47,7 +46,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 
 def test_settings_survive_toml():
     settings = Whole("c", 3, ("a b", 'c"\\'), None, "slow", True, Part(1, 1e-9))
-    assert from_table(Whole, utils.tomllib.loads(to_toml(settings)), "text") == settings
+    assert from_table(Whole, tomllib.loads(to_toml(settings)), "text") == settings
+    assert flat(settings)["part.share"] == 1e-9 and flat(settings)["steps"] == 3
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -153,6 +153,19 @@ def test_adam_resumes_from_its_state():
     assert torch.equal(unbroken, broken)
 
 
+def test_adam_leaves_out_steps_that_overflowed_and_does_not_count_them():
+    weights = [torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)]
+    for weight, gradients in zip(weights, ([1.0, 2.0], [1.0, torch.inf, 2.0]), strict=True):
+        optimizer, scaler = Adam([{"params": [weight]}], lr=0.1), pick_precision("fp16", torch.device("cpu")).scaler()
+        for gradient in gradients:
+            scaler.scale((weight * gradient).sum()).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    torch.testing.assert_close(*weights)
+
+
 def test_layer_norm_and_biases_are_not_decayed_but_embeddings_are():
     model = torch.nn.Sequential(torch.nn.Embedding(4, 2), torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     decayed, plain = decay_groups(model, 0.01)
@@ -219,11 +232,10 @@ def test_damaged_and_foreign_files_are_refused_and_run_no_code(tmp_path):
         load(tmp_path / "missing.pt")
 
 
-def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10, 100):
+def test_checkpoints_come_in_the_order_of_their_steps(tmp_path):
+    for step in (9, 100, 10, "best"):
         (tmp_path / f"checkpoint-{step}.pt").touch()
-    assert newest_checkpoint(tmp_path).name == "checkpoint-100.pt"
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9.pt", "checkpoint-10.pt", "checkpoint-100.pt"]
 
 
 def hold(path, ready):
@@ -262,8 +274,3 @@ def test_auc_error_is_the_spread_of_aucs():
     labels = np.arange(600) < 100
     aucs = [detection_metrics(labels, rng.normal(size=600) + 0.5 * labels).auc for _ in range(400)]
     assert auc_error(float(np.mean(aucs)), labels) == pytest.approx(np.std(aucs), rel=0.15)
-
-
-def test_dataclasses_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Whole().steps = 3
