@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import importlib.metadata
+import io
 import json
 import lzma
 import math
@@ -23,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import huggingface_hub
 import numpy as np
@@ -85,8 +86,8 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         blank = True
         try:
-            opener, source = (partial(open, closefd=False), 0) if path == STDIN else (openers.get(path.suffix, open), path)
-            with opener(source, "rt", encoding="utf-8-sig", errors="replace") as file:
+            with (contextlib.nullcontext(standard_input()) if path == STDIN else
+                  openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace")) as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
                     line = line.strip()
                     if line or not blank:
@@ -96,6 +97,13 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
             raise InputError(f"text file {path} can't be read: {error}") from None
         if not blank:
             yield ""
+
+
+def standard_input() -> TextIO:
+    """sys.stdin, read as files are: UTF-8, other bytes as U+FFFD."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    return sys.stdin
 
 
 def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
