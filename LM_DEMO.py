@@ -27,7 +27,7 @@ from utils import InputError, detection_metrics, load, pick_device, replacing, r
 
 MASK = "[MASK]"
 PAGE_TOP_K = 5  # the page's, where --top-k is not given
-CHUNK = 1024  # sentences sorted by length together
+CHUNK = 512  # sentences sorted by length together
 BATCH_TOKENS = 2048  # of one forward pass, padding counted
 CLOSING, OPENING = set(".,;:!?)]}%'"), set("([{$'")  # no space before, no space after
 Network = TypeVar("Network", Generator, Discriminator)
@@ -83,10 +83,10 @@ class Part(NamedTuple):
     gap: str
     text: str
     inside: bool  # a word that began before it
-    mark: str = ""  # a key of MARKS: the generator predicts here
-    original: str = ""  # the piece that was here
-    likely: Sequence[tuple[str, float]] = ()  # the generator's pieces and their probabilities
-    suspicion: float = 0.0  # the discriminator's probability of "replaced"
+    mark: str  # a key of MARKS where the generator predicts, "" elsewhere
+    original: str  # the piece that was here
+    likely: Sequence[tuple[str, float]]  # the generator's pieces and their probabilities
+    suspicion: float  # the discriminator's probability of "replaced"
 
 
 class Sentence(NamedTuple):
@@ -232,8 +232,8 @@ def prompted_lines() -> Iterator[str]:
 
 
 def encode(lines: list[str], vocabulary: Vocabulary, longest: int) -> list[Line]:
-    """At most `longest` pieces of each line. [MASK] becomes the mask piece, all else is text, control characters blanks."""
-    lines = [re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", line) for line in lines]
+    """At most `longest` pieces of each line. [MASK] becomes the mask piece; all else is text, control characters blank."""
+    lines = [re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", line) for line in lines]
     parts = [part for line in lines for part in line.split(MASK)]
     encodings = iter(vocabulary.tokenizer.encode_batch(parts, add_special_tokens=False))
     encoded = []
@@ -249,7 +249,7 @@ def encode(lines: list[str], vocabulary: Vocabulary, longest: int) -> list[Line]
             start += len(part) + len(MASK)
         between = [line[end:first] for (_, end), (first, _) in pairwise([(0, 0), *spans[:longest]])]
         text = line if len(ids) <= longest else f"{line[:spans[longest - 1][1]]} ..."
-        encoded.append(Line(text, ids[:longest], [" " if any(map(str.isspace, some)) else "" for some in between],
+        encoded.append(Line(text, ids[:longest], [" " if " " in some else "" for some in between],
                             max(0, len(ids) - longest)))
     return encoded
 
@@ -292,8 +292,9 @@ def fill_in(lines: list[Line], pair: Pair, words: "Words", settings: Demo, rng: 
     if pair.discriminator:
         scores = pair.discriminator(generated, batch.segments, batch.mask)
         tally.scores.append(scores[known].cpu().numpy())
-    top = logits.topk(min(settings.top_k or PAGE_TOP_K, vocabulary.size))
-    shares = (top.values - logits.logsumexp(-1, keepdim=True)).exp()
+    top_k = settings.top_k or (PAGE_TOP_K if settings.html else 0)
+    top = logits.topk(min(top_k, vocabulary.size))
+    shares = (top.values - (logits.logsumexp(-1, keepdim=True) if top_k else 0.0)).exp()
     rows = (masked.ids, generated, scores.sigmoid(), masked.positions, masked.chosen, top.indices, shares)
     return [words.sentence(line, *row) for line, *row in zip(lines, *(tensor.tolist() for tensor in rows), strict=True)]
 
@@ -343,34 +344,32 @@ class Words:
         self.pieces = vocabulary.pieces()
         self.kinds = ["inside" if re.match("##.", piece) else "word" if any(map(str.isalnum, piece)) else "sign"
                       for piece in self.pieces]
+        self.texts = [piece[2:] if kind == "inside" else piece for piece, kind in zip(self.pieces, self.kinds, strict=True)]
 
-    def sentence(self, line: Line, masked: list[int], generated: list[int], suspicions: list[float], positions: list[int],
+    def sentence(self, line: Line, masked: list[int], generated: list[int], suspicion: list[float], positions: list[int],
                  chosen: list[bool], likely: list[list[int]], shares: list[list[float]]) -> Sentence:
         """What `fill_in` computed for a row that begins with [CLS], in words."""
         masks, fillings, places = {}, {}, {}
         for position, used, some, probabilities in zip(positions, chosen, likely, shares, strict=True):
-            if not used:
-                continue
-            old, new, place = line.ids[position - 1], generated[position], position - 1
-            masks[place] = "hidden" if masked[position] == self.mask else "kept"
-            fillings[place] = "filled" if old == self.mask else "same" if old == new else "replaced"
-            places[place] = list(zip((self.pieces[piece] for piece in some), probabilities, strict=True))
-        return Sentence(line.text, self.parts(line, masked[1:], masks),
-                        [part._replace(original=self.pieces[line.ids[n]], likely=places.get(n, []), suspicion=suspicion)
-                         for n, (part, suspicion) in enumerate(zip(self.parts(line, generated[1:], fillings),
-                                                                   suspicions[1:], strict=False))])
+            if used:
+                old, new, n = line.ids[position - 1], generated[position], position - 1
+                masks[n] = "hidden" if masked[position] == self.mask else "kept"
+                fillings[n] = "filled" if old == self.mask else "same" if old == new else "replaced"
+                places[n] = list(zip((self.pieces[piece] for piece in some), probabilities, strict=True))
+        return Sentence(line.text, self.parts(line, masked[1:], suspicion[1:], masks, {}),
+                        self.parts(line, generated[1:], suspicion[1:], fillings, places))
 
-    def parts(self, line: Line, ids: list[int], marks: dict[int, str]) -> list[Part]:
-        """The pieces `ids` in the places of the line's own."""
-        parts, before, unchanged_before = [], "", True
-        for place, (new, old, gap) in enumerate(zip(ids, line.ids, line.gaps, strict=False)):
-            kind = self.kinds[old if new == self.mask else new]
-            unchanged = kind == self.kinds[old]
-            text = self.pieces[new][2:] if self.kinds[new] == "inside" else self.pieces[new]
-            if not (unchanged and unchanged_before):
+    def parts(self, line: Line, ids: list[int], suspicion: list[float], marks: dict[int, str],
+              likely: dict[int, list[tuple[str, float]]]) -> list[Part]:
+        """The pieces `ids` in the places of the line's own; what is beyond them is padding."""
+        parts, before, changed_before = [], "", False
+        for n, (old, gap, new, doubt) in enumerate(zip(line.ids, line.gaps, ids, suspicion, strict=False)):
+            kind, text = self.kinds[old if new == self.mask else new], self.texts[new]
+            changed = kind != self.kinds[old]
+            if changed or changed_before:
                 gap = "" if kind == "inside" or not parts or text in CLOSING or before in OPENING else " "
-            parts.append(Part(gap, text, kind == "inside", marks.get(place, "")))
-            before, unchanged_before = text, unchanged
+            parts.append(Part(gap, text, kind == "inside", marks.get(n, ""), self.pieces[old], likely.get(n, ()), doubt))
+            before, changed_before = text, changed
         return parts
 
 
@@ -411,7 +410,9 @@ def suspicions(parts: list[Part], colour: bool) -> str:
 
 
 def marked(text: str, mark: str, colour: bool) -> str:
-    sign, ansi, _ = MARKS.get(mark, ("", "", ""))
+    if not mark:
+        return text
+    sign, ansi, _ = MARKS[mark]
     return painted(text, ansi) if colour else f"{sign}{text}{sign}"
 
 
@@ -427,7 +428,7 @@ def page_head(settings: Demo, pair: Pair) -> str:
     legend = [f"<span class={name}>{meaning}</span>" for name, (*_, meaning) in MARKS.items()]
     legend.append("a dotted frame: on hover or focus (Tab) the generator's most likely pieces and their probabilities")
     if pair.discriminator:
-        examples = " ".join(heated(Part("", "word", False, suspicion=share)) for share in (0.1, 0.4, 0.7, 1.0))
+        examples = " ".join(heated(Part("", "word", False, "", "", (), share)) for share in (0.1, 0.4, 0.7, 1.0))
         legend.append(f"{examples}: the probability of “replaced” that the discriminator gives the piece, from 10% on")
     if pair.vocabulary.uncased:
         legend.append("the vocabulary is uncased: the networks see lower case without accents")
@@ -477,13 +478,13 @@ PAGE_HEAD = """<!DOCTYPE html>
   --replaced: #9a3412; --same: #166534; --filled: #1d4ed8; --hot: 255 96 40 }
 @media (prefers-color-scheme: dark) { :root { --ground: #16161a; --ink: #ececf1; --soft: #a5a5b2; --line: #3a3a44;
   --card: #1f1f25; --replaced: #fdba74; --same: #86efac; --filled: #93c5fd; --hot: 220 70 20 } }
-body { max-width: 56rem; margin: auto; padding: 1rem; background: var(--ground); color: var(--ink);
-  font: 1rem/1.7 system-ui, sans-serif; overflow-wrap: anywhere }
+body { position: relative; max-width: 56rem; margin: auto; padding: 1rem 1rem 12rem; background: var(--ground);
+  color: var(--ink); font: 1rem/1.7 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { line-height: 1.2 } h2 { margin: 0; font-size: .85rem } h2, dt, th, .hidden { color: var(--soft) }
 ul { padding-left: 1.2rem } th { text-align: left; font-weight: normal; padding-right: 1rem }
 article { margin: 1rem 0; padding: .75rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px }
 dl { display: grid; grid-template-columns: 6rem 1fr; gap: .25rem 1rem; margin: 0 }
-dd { margin: 0; min-width: 0; position: relative }
+dd { margin: 0; min-width: 0 }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0 } dt { margin-top: .4rem; font-size: .85rem } }
 .kept { text-decoration: underline dotted } .replaced, .same, .filled { font-weight: bold } .same { color: var(--same) }
 .replaced { color: var(--replaced); text-decoration: underline } .filled { color: var(--filled); font-style: italic }
