@@ -95,7 +95,7 @@ class Sentence(NamedTuple):
     generated: list[Part]
 
 
-MARKS = {"hidden": ("", "2", "hidden from the generator"),  # signs around plain text, a terminal's attributes, meaning
+MARKS = {"hidden": ("", "2", "[MASK] hidden from the generator"),  # signs around plain text, a terminal's attributes, meaning
          "kept": ("+", "4", "predicted although left visible"),
          "replaced": ("*", "1;4;33", "generated, not the original"),
          "same": ("=", "4;32", "generated, the original again"),
@@ -142,7 +142,7 @@ def show(settings: Demo, pair: Pair) -> None:
             print(text_view(number, sentence, settings.top_k, pair.discriminator is not None, colour), flush=True)
             if page:
                 page.write(page_view(number, sentence, pair.discriminator is not None))
-        if not tally.sentences:
+        if settings.input and not tally.sentences:
             raise InputError(f"no text in {name}: one sentence a line is wanted")
         print(tally.summary(name))
         if page:
@@ -263,7 +263,7 @@ class Tally:
 
     def summary(self, name: str) -> str:
         """The last line: how many of the replaced pieces the discriminator found."""
-        labels = np.concatenate(self.labels)
+        labels = np.concatenate([np.zeros(0, dtype=bool), *self.labels])
         text = f"{name}: {self.sentences:,} sentences, {self.places:,} places filled in, {labels.sum():,} pieces replaced"
         if not self.scores or not labels.any():
             return text
@@ -488,7 +488,8 @@ dd { margin: 0; min-width: 0 }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0 } dt { margin-top: .4rem; font-size: .85rem } }
 .kept { text-decoration: underline dotted } .replaced, .same, .filled { font-weight: bold } .same { color: var(--same) }
 .replaced { color: var(--replaced); text-decoration: underline } .filled { color: var(--filled); font-style: italic }
-button { font: inherit; padding: 0 .2rem; background: none; border: 1px dotted; border-radius: .25rem; cursor: help }
+button { font: inherit; padding: 0 .2rem; background: none; border: 1px dotted; border-radius: .25rem; cursor: help;
+  scroll-margin-bottom: 14rem }
 button:focus-visible { outline: 3px solid var(--filled); outline-offset: 1px }
 .tip { display: none; position: absolute; left: 0; z-index: 1; width: max-content; max-width: 100%; margin-top: 1.8em;
   padding: .4rem .7rem; background: var(--ink); color: var(--ground); border-radius: .4rem; font-size: .9rem }
@@ -496,7 +497,7 @@ button:focus-visible { outline: 3px solid var(--filled); outline-offset: 1px }
 .place:hover .tip, .place:focus-within .tip { display: block }
 .place { anchor-scope: --word; anchor-name: --word }
 @supports (position-area: bottom) {
-  .tip { position-anchor: --word; position-area: bottom; left: auto; margin-top: .2rem } }
+  .tip { position-anchor: --word; position-area: bottom; left: auto; margin-top: .4rem } }
 .heat { background: rgb(var(--hot) / calc(var(--p) * .55%)); border-radius: .2rem; padding: 0 .1rem }
 sub { font-size: .65em; margin-left: .1em }
 </style></head><body>

@@ -16,8 +16,9 @@ from conftest import WORDS, story
 from tokenizers import Tokenizer, models
 
 import dataset
-from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, docstring_paragraphs, learn_vocabulary,
-                     line_examples, load_vocabulary, mask_tokens, packed_examples, prepare, read_lines, scan_corpus)
+from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, collate, docstring_paragraphs,
+                     given_masks, learn_vocabulary, line_examples, load_vocabulary, mask_tokens, packed_examples, prepare,
+                     read_lines, scan_corpus)
 from utils import InputError
 
 # Reading and splitting
@@ -363,3 +364,12 @@ def f():
     assert docstring_paragraphs(module) == [prose]
     module.write_text("not python(", encoding="utf-8")
     assert docstring_paragraphs(module) == []
+
+
+def test_given_masks_are_the_places_that_hold_a_mask(vocabulary):
+    rows = [[7, vocabulary.mask, 8], [vocabulary.mask, 9, vocabulary.mask, vocabulary.mask]]
+    batch = collate([(row, []) for row in rows], vocabulary)
+    masked = given_masks(batch, vocabulary)
+    assert torch.equal(masked.ids, batch.ids)
+    found = [sorted(row[used].tolist()) for row, used in zip(masked.positions, masked.chosen, strict=True)]
+    assert found == [[2], [1, 3, 4]] and masked.positions.shape == (2, 3)
