@@ -38,7 +38,7 @@ class Demo:
     """Masks sentences, lets the generator fill them in and the discriminator look for what was replaced."""
 
     weights: str | None = None
-    """gen.pt of a run. None: the newest below runs/."""
+    """gen.pt of a run. None: the newest in runs/."""
     input: str | None = None
     """Text file (.gz, .bz2, .xz too), one sentence a line; - is standard input. None: a prompt. Where a line says [MASK],
     those places are filled in and no others."""
@@ -95,7 +95,7 @@ class Sentence(NamedTuple):
     generated: list[Part]
 
 
-MARKS = {"hidden": ("", "2", "[MASK] hidden from the generator"),  # signs around plain text, a terminal's attributes, meaning
+MARKS = {"hidden": ("", "2", "[MASK] hidden from the generator"),  # plain signs, terminal attributes, meaning
          "kept": ("+", "4", "predicted although left visible"),
          "replaced": ("*", "1;4;33", "generated, not the original"),
          "same": ("=", "4;32", "generated, the original again"),
@@ -167,9 +167,9 @@ def check(settings: Demo) -> None:
 
 
 def newest_weights() -> Path:
-    found = sorted(Path("runs").rglob("gen.pt"), key=lambda path: path.stat().st_mtime)
+    found = sorted(Path("runs").glob("*/gen.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InputError("no gen.pt below runs/: train one with python Pretraining.py, or name one with --weights")
+        raise InputError("no runs/*/gen.pt here: train one with python Pretraining.py, or name one with --weights")
     return found[-1]
 
 

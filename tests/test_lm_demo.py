@@ -131,11 +131,11 @@ def test_the_last_line_counts_what_is_shown(demo, weights, greedy):
     assert sum(row.count("*") // 2 for row in rows(out, "generated")) == sum(part.mark == "replaced" for part in parts)
     known = [part for part in parts if part.mark != "filled"]
     labels, scores = (np.array([part.mark == "replaced" for part in known]), np.array([part.suspicion for part in known]))
-    predicted = scores > 0.5
+    predicted, places = scores > 0.5, sum(bool(part.mark) for part in parts)
     assert out.splitlines()[-1].endswith(
-        f": {len(lines)} sentences, {sum(bool(part.mark) for part in parts)} places filled in, {labels.sum()} pieces replaced"
-        f"; the discriminator found {(predicted & labels).sum()} of them: precision {precision_score(labels, predicted):.3f}, "
-        f"recall {recall_score(labels, predicted):.3f}, AUC {roc_auc_score(labels, scores):.3f} over {len(labels)} pieces")
+        f": {len(lines)} sentences, {places} places filled in, {labels.sum()} pieces replaced; the discriminator found "
+        f"{(predicted & labels).sum()} of them: precision {precision_score(labels, predicted):.3f}, recall "
+        f"{recall_score(labels, predicted):.3f}, AUC {roc_auc_score(labels, scores):.3f} over {len(labels)} pieces")
     for row, sentence in zip(rows(out, "replaced?"), sentences, strict=True):
         percents = [int(percent) for word in row.split() for percent in word.split("/")[1].split(",")]
         assert percents == pytest.approx([100 * part.suspicion for part in sentence.generated], abs=0.51)
@@ -281,7 +281,7 @@ def test_values_that_can_not_work_are_refused(flags, message, capsys):
 
 def test_the_newest_run_is_taken_and_named(tmp_path, vocabulary, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused([], capsys, "no gen.pt below runs/", "Pretraining.py")
+    refused([], capsys, "no runs/*/gen.pt", "Pretraining.py")
     for age, name in enumerate(("new", "old")):
         gen, _ = write_pair(Path("runs") / name, vocabulary)
         os.utime(gen, (1e9 - age, 1e9 - age))
@@ -321,14 +321,20 @@ def test_a_broken_pipe_ends_quietly(tmp_path, weights):
 # The page
 
 
-def test_the_page_escapes_every_text(demo, tmp_path, vocabulary):
-    page = tmp_path / "a<b>&.html"
-    lines = ['<script>alert("dog")</script> & the cat', "<img src=x onerror=alert(1)> [MASK]", "the &lt; dog"]
-    assert demo(lines, "--html", str(page))[0] == 0
-    text = page.read_text(encoding="utf-8")
-    parsed = Page(text)
-    assert "<script" not in text and "<img" not in text
-    assert all(line in parsed.text for line in lines) and str(page) in parsed.text
+def test_the_page_escapes_every_text(tmp_path, capsys):
+    pieces = [*SPECIAL, "<", ">", "/", "script", "<script>", "&", "lt", ";", "alert"]  # each can be drawn, also whole tags
+    vocabulary = Vocabulary(wordpiece({piece: n for n, piece in enumerate(pieces)}, lowercase=True), "markup")
+    gen, _ = write_pair(tmp_path / "run", vocabulary)
+    page, text = tmp_path / "a<b>&.html", tmp_path / "sents.txt"
+    lines = ["<script>alert</script> & &lt;", "<script> [MASK] </script> [MASK]"] * 20
+    text.write_text("\n".join(lines), encoding="utf-8")
+    assert main(["--weights", str(gen), "--input", str(text), "--html", str(page), "--mask-prob", "0.5"]) == 0
+    content = page.read_text(encoding="utf-8")
+    parsed = Page(content)
+    assert "script" not in {tag for tag, _ in parsed.elements} and "<script" not in content
+    assert all(parsed.text.count(line) >= 20 for line in lines[:2]) and str(page) in parsed.text
+    written = re.sub("~|[*=+]|\x1b.*?m", "", "".join(rows(capsys.readouterr().out, "generated")))
+    assert "<script>" in written and parsed.text.count("<script>") > 60  # in the tooltips and the generated rows too
 
 
 def test_the_page_needs_nothing_from_elsewhere(demo, tmp_path):

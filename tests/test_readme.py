@@ -47,7 +47,8 @@ def test_readme_command(command, folder):
     if words[:2] == ["python", "LM_DEMO.py"]:
         result = subprocess.run([sys.executable, str(ROOT / "LM_DEMO.py"), *words[2:]], input="the old dog\n",
                                 capture_output=True, text=True)
-        assert result.returncode == 0 and result.stderr == "" and "generated" in result.stdout, result.stderr
+        assert result.returncode == 0, result.stderr
+        assert "--help" in words or "generated" in result.stdout
         return
     assert words[:2] == ["python", "Pretraining.py"], "no test runs this command"
     flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[2:]]
