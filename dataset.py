@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -93,7 +94,7 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
                     if line or not blank:
                         yield line
                     blank = not line
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise InputError(f"text file {path} can't be read: {error}") from None
         if not blank:
             yield ""

@@ -1,5 +1,6 @@
 """LM_DEMO.py: sentences through main(argv), the numbers of its last line, the page, and every kind of bad input."""
 
+import gzip
 import io
 import os
 import re
@@ -248,6 +249,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, caps
     refused(["--weights", tmp_path, *rest], capsys, "is a folder")
     refused(["--weights", gen, "--input", tmp_path / "none.txt"], capsys, "none.txt", "can't be read")
     refused(["--weights", gen, "--input", tmp_path], capsys, "can't be read")
+    packed = tmp_path / "sents.txt.gz"
+    packed.write_bytes(gzip.compress(b"the dog")[:10] + b"no deflate stream")
+    refused(["--weights", gen, "--input", packed], capsys, "can't be read")
 
     other = Vocabulary(wordpiece({piece: n for n, piece in enumerate([*SPECIAL, "a"])}, lowercase=True), "other")
     _, stranger = write_pair(tmp_path / "other", other)
