@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import importlib.metadata
+import io
 import json
 import lzma
 import math
@@ -21,12 +22,12 @@ import sysconfig
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import huggingface_hub
 import numpy as np
@@ -39,6 +40,7 @@ from tqdm import tqdm
 from utils import InputError, locked, replacing, shuffled
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+STDIN = Path("-")
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
 CHUNK = 1_024  # lines tokenized together
 HELDOUT_SHARE = 100  # one document in so many is held out
@@ -80,12 +82,16 @@ class Corpus(NamedTuple):
 
 
 def read_lines(paths: Iterable[Path]) -> Iterator[str]:
-    """Stripped lines of text files (plain, .gz, .bz2, .xz), runs of blank lines as one "", and "" after each file."""
+    """Stripped lines of text files (plain, .gz, .bz2, .xz), runs of blank lines as one "", and "" after each file.
+
+    STDIN is standard input. InputError for a file that can't be read.
+    """
     openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     for path in paths:
         blank, ended = True, True  # was the last line blank, and read to its end?
         try:
-            with openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+            with (contextlib.nullcontext(standard_input()) if path == STDIN else
+                  openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace")) as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
                     text = line.strip()
                     if text or (ended and not blank):
@@ -93,9 +99,16 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
                         blank = not text
                     ended = line.endswith("\n")
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"corpus file {path} can't be read: {error}") from None
+            raise InputError(f"text file {path} can't be read: {error}") from None
         if not blank:
             yield ""
+
+
+def standard_input() -> TextIO:
+    """sys.stdin, read as files are: UTF-8, other bytes as U+FFFD."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    return sys.stdin
 
 
 def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
@@ -190,6 +203,7 @@ class Vocabulary:
         self.size = max(tokenizer.get_vocab().values()) + 1
         if self.size > UINT16:
             raise InputError(f"the vocabulary {source} has {self.size:,} pieces, the token store fits {UINT16:,}")
+        self.uncased = tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a"
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
 
@@ -288,7 +302,7 @@ def hub_file(name: str) -> Path:
 # Examples
 
 
-Segments = tuple[list[int], list[int]]  # ids of the first and of the second segment, without special tokens
+Segments = tuple[Sequence[int], Sequence[int]]  # ids of the first and of the second segment, without special tokens
 
 
 def packed_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
@@ -489,12 +503,30 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+def collate(examples: Sequence[Segments], vocabulary: Vocabulary, multiple: int = 1) -> Batch:
+    """Examples as one batch, padded to the longest row rounded up to a `multiple`."""
+    lengths = np.array([len(first) + len(second) + (3 if len(second) else 2) for first, second in examples])
+    width = -(-int(lengths.max()) // multiple) * multiple
+    ids = np.full((len(examples), width), vocabulary.pad, dtype=np.int64)
+    segments = np.zeros_like(ids)
+    ids[:, 0] = vocabulary.cls
+    for row, ((first, second), length) in enumerate(zip(examples, lengths, strict=True)):
+        middle = 1 + len(first)
+        ids[row, 1:middle] = first
+        ids[row, middle] = vocabulary.sep
+        if len(second):
+            ids[row, middle + 1:length - 1] = second
+            ids[row, length - 1] = vocabulary.sep
+            segments[row, middle + 1:length] = 1
+    mask = np.arange(width) < lengths[:, None]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(segments), torch.from_numpy(mask))
+
+
 class Collator:
-    """Examples of a store, by number, as one batch, padded to the longest row rounded up to a multiple of 8."""
+    """Examples of a store, by number, as one batch of a width that is a multiple of 8."""
 
     def __init__(self, store: Store, vocabulary: Vocabulary):
-        self.store = store
-        self.pad, self.cls, self.sep = vocabulary.pad, vocabulary.cls, vocabulary.sep
+        self.store, self.vocabulary = store, vocabulary
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Lengths (N,) of examples (N,), special tokens counted."""
@@ -502,21 +534,12 @@ class Collator:
         return pieces + 2 + (pieces > self.store.first[numbers])
 
     def __call__(self, numbers: np.ndarray) -> Batch:
-        lengths = self.lengths(numbers)
-        width = -(-int(lengths.max()) // 8) * 8
-        ids = np.full((len(numbers), width), self.pad, dtype=np.int64)
-        segments = np.zeros_like(ids)
-        ids[:, 0] = self.cls
-        for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
-            start, end, first = self.store.ends[number], self.store.ends[number + 1], int(self.store.first[number])
-            ids[row, 1:1 + first] = self.store.ids[start:start + first]
-            ids[row, 1 + first] = self.sep
-            if first < end - start:
-                ids[row, 2 + first:length - 1] = self.store.ids[start + first:end]
-                ids[row, length - 1] = self.sep
-                segments[row, 2 + first:length] = 1
-        mask = np.arange(width) < lengths[:, None]
-        return Batch(torch.from_numpy(ids), torch.from_numpy(segments), torch.from_numpy(mask))
+        examples = []
+        for number in numbers:
+            start, end = self.store.ends[number], self.store.ends[number + 1]
+            middle = start + int(self.store.first[number])
+            examples.append((self.store.ids[start:middle], self.store.ids[middle:end]))
+        return collate(examples, self.vocabulary, multiple=8)
 
 
 class TrainingBatches(torch.utils.data.Dataset):
@@ -592,3 +615,10 @@ def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_leng
     hidden = chosen & (torch.rand(positions.shape, device=batch.ids.device, generator=rng) >= KEPT)
     tokens = batch.ids.gather(1, positions)
     return Masked(batch.ids.scatter(1, positions, tokens.masked_fill(hidden, vocabulary.mask)), positions, chosen)
+
+
+def given_masks(batch: Batch, vocabulary: Vocabulary) -> Masked:
+    """The places where rows hold [MASK] already, and no others."""
+    hidden = batch.ids == vocabulary.mask
+    used, positions = hidden.int().topk(int(hidden.sum(1).max()))
+    return Masked(batch.ids, positions, used.bool())

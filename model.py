@@ -186,12 +186,17 @@ class Electra(nn.Module):
         originals = ids.gather(1, positions)
         losses = F.cross_entropy(generator_logits.flatten(0, 1).float(), originals.flatten(), reduction="none")
         sampled = gumbel_sample(generator_logits, rng)
-        corrupted = ids.scatter(1, positions, torch.where(chosen, sampled, originals))
+        corrupted = corrupt(ids, positions, chosen, sampled)
         replaced = corrupted != ids  # a lucky guess counts as original (paper, section 2)
         logits = self.discriminator(corrupted, segments, mask).float()
         detection = F.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none")
         return ElectraOutput(losses.view_as(originals) * chosen, detection * mask, generator_logits, sampled, logits,
                              replaced)
+
+
+def corrupt(ids: Tensor, positions: Tensor, chosen: Tensor, sampled: Tensor) -> Tensor:
+    """Copy of `ids` (B, L) with `sampled` (B, K) at those of the `positions` (B, K) that are `chosen`."""
+    return ids.scatter(1, positions, torch.where(chosen, sampled, ids.gather(1, positions)))
 
 
 @torch.no_grad()

@@ -1,11 +1,14 @@
-"""What the tests share: a small corpus with structure to learn, and a vocabulary that knows it."""
+"""What the tests share: a small corpus with structure to learn, a vocabulary that knows it, a pair of random networks."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dataset import SPECIAL, Vocabulary, wordpiece
+from model import Electra, ModelConfig
+from Pretraining import write_models
 
 WORDS = """the a old new red green cat dog bird house tree river sees likes finds eats near under over and but
 then""".split()
@@ -38,3 +41,15 @@ def corpus_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n\n".join(story()) + "\n", encoding="utf-8")
     return path
+
+
+def write_pair(folder, vocabulary, seed=0, **sizes):
+    """gen.pt and disc.pt of random weights as a pretraining run writes them; the generator's are large enough to differ."""
+    torch.manual_seed(seed)
+    config = ModelConfig(**{"vocab_size": vocabulary.size, "embedding_size": 8, "hidden_size": 16, "layers": 1, "heads": 2,
+                            "feed_forward_size": 32, "generator_size": 0.5, "max_positions": 30, "initializer_range": 1.0}
+                         | sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_models(SimpleNamespace(output=folder, electra=Electra(config), vocabulary=vocabulary,
+                                 settings=SimpleNamespace(model=config)))
+    return folder / "gen.pt", folder / "disc.pt"

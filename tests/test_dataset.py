@@ -17,9 +17,9 @@ from conftest import WORDS, story
 from tokenizers import Tokenizer, models
 
 import dataset
-from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, docstring_paragraphs,
-                     documentation_corpus, learn_vocabulary, line_examples, load_vocabulary, mask_tokens, packed_examples,
-                     prepare, read_lines, scan_corpus)
+from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, collate, docstring_paragraphs,
+                     documentation_corpus, given_masks, learn_vocabulary, line_examples, load_vocabulary, mask_tokens,
+                     packed_examples, prepare, read_lines, scan_corpus)
 from utils import InputError
 
 # Reading and splitting
@@ -410,3 +410,12 @@ def test_documentation_drops_what_it_has_met_and_is_built_once(tmp_path, monkeyp
     assert documents == [paragraph.replace(". ", ".\n") for paragraph in ("\n".join(paragraphs[:2]), paragraphs[2])]
     monkeypatch.setattr(dataset, "ProcessPoolExecutor", lambda: pytest.fail("built again"))
     assert documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt") == path
+
+
+def test_given_masks_are_the_places_that_hold_a_mask(vocabulary):
+    rows = [[7, vocabulary.mask, 8], [vocabulary.mask, 9, vocabulary.mask, vocabulary.mask]]
+    batch = collate([(row, []) for row in rows], vocabulary)
+    masked = given_masks(batch, vocabulary)
+    assert torch.equal(masked.ids, batch.ids)
+    found = [sorted(row[used].tolist()) for row, used in zip(masked.positions, masked.chosen, strict=True)]
+    assert found == [[2], [1, 3, 4]] and masked.positions.shape == (2, 3)
