@@ -253,18 +253,20 @@ def unigram_baseline(store: Store) -> tuple[float, float]:
     return float(-(p * np.log(p)).sum()), float(p.max())
 
 
-def write_checkpoint(run: Run, step: int, window: "Window") -> None:
-    """gen.pt and disc.pt (weights, sizes and vocabulary: all that users of them need), then what continuing needs.
-
-    Randomness needs nothing, it follows from seed and step.
-    """
-    vocabulary = run.vocabulary.state()
+def write_models(output: Path, electra: Electra, model: ModelConfig, vocabulary: Vocabulary) -> None:
+    """gen.pt and disc.pt: weights, sizes and vocabulary, all that users of them need."""
     for name, kind in (("gen.pt", "generator"), ("disc.pt", "discriminator")):
-        save(run.output / name, {"kind": kind, "model": dataclasses.asdict(run.model), "vocabulary": vocabulary,
-                                 "weights": getattr(run.electra, kind).state_dict()})
+        save(output / name, {"kind": kind, "model": dataclasses.asdict(model), "vocabulary": vocabulary.state(),
+                             "weights": getattr(electra, kind).state_dict()})
+
+
+def write_checkpoint(run: Run, step: int, window: "Window") -> None:
+    """The models, then what continuing needs. Randomness needs nothing, it follows from seed and step."""
+    write_models(run.output, run.electra, run.model, run.vocabulary)
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(),
-          "scaler": run.scaler.state_dict(), "window": window.state(), "data": run.data.key, "vocabulary": vocabulary})
+          "scaler": run.scaler.state_dict(), "window": window.state(), "data": run.data.key,
+          "vocabulary": run.vocabulary.state()})
     for old in checkpoints(run.output)[:-run.settings.keep_checkpoints]:
         old.unlink()
 

@@ -1,7 +1,6 @@
 """What the tests share: a small corpus with structure to learn, a vocabulary that knows it, a pair of random networks."""
 
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +49,5 @@ def write_pair(folder, vocabulary, seed=0, **sizes):
                             "feed_forward_size": 32, "generator_size": 0.5, "max_positions": 30, "initializer_range": 1.0}
                          | sizes)
     folder.mkdir(parents=True, exist_ok=True)
-    write_models(SimpleNamespace(output=folder, electra=Electra(config), vocabulary=vocabulary,
-                                 settings=SimpleNamespace(model=config)))
+    write_models(folder, Electra(config), config, vocabulary)
     return folder / "gen.pt", folder / "disc.pt"
