@@ -280,7 +280,7 @@ def fill_in(lines: list[Line], pair: Pair, words: "Words", settings: Demo, rng: 
             tally: Tally) -> list[Sentence]:
     """One batch through both networks. Of its lines, all or none hold [MASK]."""
     vocabulary = pair.vocabulary
-    batch = collate([(line.ids, []) for line in lines], vocabulary).to(pair.device)
+    batch = collate([(line.ids, []) for line in lines], vocabulary, pair.longest).to(pair.device)
     masked = (given_masks(batch, vocabulary) if vocabulary.mask in lines[0].ids else
               mask_tokens(batch, vocabulary, settings.mask_prob, pair.longest, rng))
     logits = pair.generator(masked.ids, batch.segments, batch.mask, masked.positions)  # (B, K, V)

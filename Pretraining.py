@@ -277,8 +277,8 @@ def write_checkpoint(run: Run, step: int, window: "Window") -> None:
 def train(run: Run, first_step: int, window: "Window") -> None:
     """The steps from `first_step` on, with evaluations, metrics and checkpoints at their intervals."""
     settings = run.settings
-    batches = TrainingBatches(run.data.train, run.vocabulary, settings.batch_size, settings.examples == "line",
-                              settings.seed)
+    collate = Collator(run.data.train, run.vocabulary, settings.max_length)
+    batches = TrainingBatches(collate, settings.batch_size, settings.examples == "line", settings.seed)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
                                          num_workers=settings.workers, pin_memory=run.device.type == "cuda")
     rng = torch.Generator(run.device)
@@ -352,7 +352,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """
     settings, store = run.settings, run.data.heldout
     numbers = np.linspace(0, len(store) - 1, min(settings.eval_examples, len(store))).astype(np.int64)
-    collate = Collator(store, run.vocabulary)
+    collate = Collator(store, run.vocabulary, settings.max_length)
     rng = torch.Generator(run.device).manual_seed(settings.seed)
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     labels, scores = [], []

@@ -503,10 +503,10 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def collate(examples: Sequence[Segments], vocabulary: Vocabulary, multiple: int = 1) -> Batch:
-    """Examples as one batch, padded to the longest row rounded up to a `multiple`."""
+def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: int) -> Batch:
+    """Examples as one batch, padded to the longest row rounded up to a multiple of 8, but not beyond `max_length`."""
     lengths = np.array([len(first) + len(second) + (3 if len(second) else 2) for first, second in examples])
-    width = -(-int(lengths.max()) // multiple) * multiple
+    width = min(max_length, -(-int(lengths.max()) // 8) * 8)
     ids = np.full((len(examples), width), vocabulary.pad, dtype=np.int64)
     segments = np.zeros_like(ids)
     ids[:, 0] = vocabulary.cls
@@ -523,10 +523,10 @@ def collate(examples: Sequence[Segments], vocabulary: Vocabulary, multiple: int 
 
 
 class Collator:
-    """Examples of a store, by number, as one batch of a width that is a multiple of 8."""
+    """Examples of a store, by number, as one batch."""
 
-    def __init__(self, store: Store, vocabulary: Vocabulary):
-        self.store, self.vocabulary = store, vocabulary
+    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int):
+        self.store, self.vocabulary, self.max_length = store, vocabulary, max_length
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Lengths (N,) of examples (N,), special tokens counted."""
@@ -539,7 +539,7 @@ class Collator:
             start, end = self.store.ends[number], self.store.ends[number + 1]
             middle = start + int(self.store.first[number])
             examples.append((self.store.ids[start:middle], self.store.ids[middle:end]))
-        return collate(examples, self.vocabulary, multiple=8)
+        return collate(examples, self.vocabulary, self.max_length)
 
 
 class TrainingBatches(torch.utils.data.Dataset):
@@ -548,9 +548,9 @@ class TrainingBatches(torch.utils.data.Dataset):
     Where `by_length`, the examples of POOL batches are sorted by length, cut into batches and those shuffled.
     """
 
-    def __init__(self, store: Store, vocabulary: Vocabulary, batch_size: int, by_length: bool, seed: int):
-        self.collate = Collator(store, vocabulary)
-        self.size, self.batch_size, self.seed = len(store), batch_size, seed
+    def __init__(self, collate: Collator, batch_size: int, by_length: bool, seed: int):
+        self.collate = collate
+        self.size, self.batch_size, self.seed = len(collate.store), batch_size, seed
         self.batches = self.size // batch_size  # an epoch's; what doesn't fill a batch is left to other epochs
         self.by_length, self.pool, self.pooled = by_length, (-1, -1), np.empty(0)
         if not self.batches:

@@ -276,7 +276,7 @@ def data(tmp_path_factory, corpus_file):
 
 def test_batches_lay_out_segments_as_the_models_expect(data):
     vocabulary, both = data["packed"]
-    batch = Collator(both.train, vocabulary)(np.arange(len(both.train)))
+    batch = Collator(both.train, vocabulary, 32)(np.arange(len(both.train)))
     assert batch.ids.shape[1] == 32
     for n, (ids, segments, mask) in enumerate(zip(*batch, strict=True)):
         first = both.train.first[n]
@@ -295,7 +295,7 @@ def test_batches_lay_out_segments_as_the_models_expect(data):
 @pytest.mark.parametrize("kind", ["packed", "line"])
 def test_an_epoch_visits_every_example_at_most_once_in_a_new_order(data, kind):
     vocabulary, both = data[kind]
-    batches = TrainingBatches(both.train, vocabulary, 7, kind == "line", seed=3)
+    batches = TrainingBatches(Collator(both.train, vocabulary, 32), 7, kind == "line", seed=3)
     seen = []
     batches.collate = type("Spy", (), {"lengths": batches.collate.lengths, "__call__": lambda self, n: seen.append(n)})()
     for step in range(2 * batches.batches):
@@ -311,7 +311,7 @@ def test_an_epoch_visits_every_example_at_most_once_in_a_new_order(data, kind):
 @pytest.mark.parametrize("kind", ["packed", "line"])
 def test_batches_travel_to_worker_processes_by_path(data, kind):
     vocabulary, both = data[kind]
-    batches = TrainingBatches(both.train, vocabulary, 4, kind == "line", seed=1)
+    batches = TrainingBatches(Collator(both.train, vocabulary, 32), 4, kind == "line", seed=1)
     sent = pickle.dumps(batches)
     assert len(sent) < 20_000 + len(vocabulary.state())
     assert all(torch.equal(a, b) for a, b in zip(batches[5], pickle.loads(sent)[5], strict=True))
@@ -319,8 +319,8 @@ def test_batches_travel_to_worker_processes_by_path(data, kind):
 
 def test_line_batches_hold_rows_of_similar_length(data):
     vocabulary, both = data["line"]
-    batches = TrainingBatches(both.train, vocabulary, 8, True, seed=0)
-    shuffled = TrainingBatches(both.train, vocabulary, 8, False, seed=0)
+    batches = TrainingBatches(Collator(both.train, vocabulary, 32), 8, True, seed=0)
+    shuffled = TrainingBatches(Collator(both.train, vocabulary, 32), 8, False, seed=0)
     padding = [np.mean([1 - source[step].mask.float().mean().item() for step in range(batches.batches)])
                for source in (batches, shuffled)]
     assert padding[0] < 0.7 * padding[1]
@@ -414,7 +414,7 @@ def test_documentation_drops_what_it_has_met_and_is_built_once(tmp_path, monkeyp
 
 def test_given_masks_are_the_places_that_hold_a_mask(vocabulary):
     rows = [[7, vocabulary.mask, 8], [vocabulary.mask, 9, vocabulary.mask, vocabulary.mask]]
-    batch = collate([(row, []) for row in rows], vocabulary)
+    batch = collate([(row, []) for row in rows], vocabulary, 8)
     masked = given_masks(batch, vocabulary)
     assert torch.equal(masked.ids, batch.ids)
     found = [sorted(row[used].tolist()) for row, used in zip(masked.positions, masked.chosen, strict=True)]

@@ -134,6 +134,10 @@ def test_resumed_run_equals_unbroken_run(command, tmp_path, monkeypatch, flags):
     assert_same(*(load(tmp_path / name / "disc.pt") for name in ("unbroken", "broken")))
 
 
+def test_rows_never_grow_beyond_the_position_table(command):
+    assert main(command(max_length=27, model__max_positions=27)) == 0  # no multiple of 8, to which rows are padded
+
+
 def test_only_the_newest_checkpoints_are_kept(command, tmp_path):
     assert main(command(save_every=1, keep_checkpoints=2)) == 0
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-7.pt", "checkpoint-8.pt"]
@@ -168,7 +172,7 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     numbers, rng = np.arange(len(run.data.heldout)), torch.Generator().manual_seed(0)
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
     for some in np.array_split(numbers, math.ceil(len(numbers) * 2 / 9)):
-        batch = Collator(run.data.heldout, run.vocabulary)(some)
+        batch = Collator(run.data.heldout, run.vocabulary, 24)(some)
         masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
         with torch.no_grad():
             output = run.electra.eval()(*batch, *masked, rng)
