@@ -255,9 +255,9 @@ def unigram_baseline(store: Store) -> tuple[float, float]:
 
 def write_models(output: Path, electra: Electra, model: ModelConfig, vocabulary: Vocabulary) -> None:
     """gen.pt and disc.pt: weights, sizes and vocabulary, all that users of them need."""
+    shared = {"model": dataclasses.asdict(model), "vocabulary": vocabulary.state()}
     for name, kind in (("gen.pt", "generator"), ("disc.pt", "discriminator")):
-        save(output / name, {"kind": kind, "model": dataclasses.asdict(model), "vocabulary": vocabulary.state(),
-                             "weights": getattr(electra, kind).state_dict()})
+        save(output / name, shared | {"kind": kind, "weights": getattr(electra, kind).state_dict()})
 
 
 def write_checkpoint(run: Run, step: int, window: "Window") -> None:

@@ -232,7 +232,7 @@ def test_text_that_can_not_be_read_is_refused(demo, tmp_path, text, message):
     assert not list(tmp_path.glob("page*"))
 
 
-def refused(argv, capsys, *found):
+def assert_refused(argv, capsys, *found):
     assert main([str(word) for word in argv]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and all(text in err for text in found), err
@@ -243,19 +243,19 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, caps
     text = tmp_path / "sents.txt"
     text.write_text("the dog")
     rest = ["--input", text, "--device", "cpu"]
-    refused(["--weights", disc, *rest], capsys, "holds a discriminator", "--weights wants the generator")
-    refused(["--weights", gen, "--discriminator", gen, *rest], capsys, "holds a generator", "--discriminator wants")
-    refused(["--weights", tmp_path / "none.pt", *rest], capsys, "none.pt is missing")
-    refused(["--weights", tmp_path, *rest], capsys, "is a folder")
-    refused(["--weights", gen, "--input", tmp_path / "none.txt"], capsys, "none.txt", "can't be read")
-    refused(["--weights", gen, "--input", tmp_path], capsys, "can't be read")
+    assert_refused(["--weights", disc, *rest], capsys, "holds a discriminator", "--weights wants the generator")
+    assert_refused(["--weights", gen, "--discriminator", gen, *rest], capsys, "holds a generator", "--discriminator wants")
+    assert_refused(["--weights", tmp_path / "none.pt", *rest], capsys, "none.pt is missing")
+    assert_refused(["--weights", tmp_path, *rest], capsys, "is a folder")
+    assert_refused(["--weights", gen, "--input", tmp_path / "none.txt"], capsys, "none.txt", "can't be read")
+    assert_refused(["--weights", gen, "--input", tmp_path], capsys, "can't be read")
     packed = tmp_path / "sents.txt.gz"
     packed.write_bytes(gzip.compress(b"the dog")[:10] + b"no deflate stream")
-    refused(["--weights", gen, "--input", packed], capsys, "can't be read")
+    assert_refused(["--weights", gen, "--input", packed], capsys, "can't be read")
 
     other = Vocabulary(wordpiece({piece: n for n, piece in enumerate([*SPECIAL, "a"])}, lowercase=True), "other")
     _, stranger = write_pair(tmp_path / "other", other)
-    refused(["--weights", gen, "--discriminator", stranger, *rest], capsys, "different vocabularies")
+    assert_refused(["--weights", gen, "--discriminator", stranger, *rest], capsys, "different vocabularies")
 
     content, bad = load(gen), tmp_path / "bad.pt"
     weights = content["weights"]
@@ -268,11 +268,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, caps
         (content | {"weights": weights | {name: torch.full_like(weight, float("nan"))}}, "not finite"),
     ]:
         save(bad, wrong)
-        refused(["--weights", bad, *rest], capsys, "bad.pt", found)
+        assert_refused(["--weights", bad, *rest], capsys, "bad.pt", found)
     bad.write_bytes(gen.read_bytes()[:2000])
-    refused(["--weights", bad, *rest], capsys, "damaged")
+    assert_refused(["--weights", bad, *rest], capsys, "damaged")
     bad.write_text("no weights at all")
-    refused(["--weights", bad, *rest], capsys, "damaged")
+    assert_refused(["--weights", bad, *rest], capsys, "damaged")
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -280,12 +280,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, caps
     (["--top-k", "-1"], "--top-k -1"), (["--seed", str(2**70)], "--seed"),
     (["--html", "no/such/page.html"], "--html"), (["--html", "."], "--html")])
 def test_values_that_can_not_work_are_refused(flags, message, capsys):
-    refused(flags, capsys, message)
+    assert_refused(flags, capsys, message)
 
 
 def test_the_newest_run_is_taken_and_named(tmp_path, vocabulary, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused([], capsys, "no runs/*/gen.pt", "Pretraining.py")
+    assert_refused([], capsys, "no runs/*/gen.pt", "Pretraining.py")
     for age, name in enumerate(("new", "old")):
         gen, _ = write_pair(Path("runs") / name, vocabulary)
         os.utime(gen, (1e9 - age, 1e9 - age))
