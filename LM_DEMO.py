@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 
 from dataset import Vocabulary, candidates, collate, given_masks, mask_tokens, read_lines, standard_input
-from model import Discriminator, Generator, ModelConfig, corrupt, gumbel_sample
-from utils import InputError, detection_metrics, load, pick_device, replacing, reports_input_errors
+from model import Discriminator, Generator, corrupt, gumbel_sample
+from Pretraining import newest_weights, read_network
+from utils import InputError, detection_metrics, pick_device, replacing, reports_input_errors
 
 MASK = "[MASK]"
 PAGE_TOP_K = 5  # the page's, where --top-k is not given
 CHUNK = 512  # sentences sorted by length together
 BATCH_TOKENS = 2048  # of one forward pass, padding counted
 CLOSING, OPENING = set(".,;:!?)]}%'"), set("([{$'")  # no space before, no space after
-Network = TypeVar("Network", Generator, Discriminator)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ HEAT = ((0.75, "30;48;5;209"), (0.5, "30;48;5;216"), (0.25, "30;48;5;223"), (0.1
 def main(argv: list[str]) -> int:
     settings = tyro.cli(Demo, args=argv)
     check(settings)
-    path = Path(settings.weights) if settings.weights else newest_weights()
+    path = Path(settings.weights) if settings.weights else newest_weights("gen.pt")
     beside = path.with_name("disc.pt")
     partner = Path(settings.discriminator) if settings.discriminator else beside if beside.is_file() else None
     pair = load_pair(path, partner, pick_device(settings.device))
@@ -168,48 +168,17 @@ def check(settings: Demo) -> None:
 # Networks
 
 
-def newest_weights() -> Path:
-    found = sorted(Path("runs").glob("*/gen.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError("no runs/*/gen.pt here: train one with python Pretraining.py, or name one with --weights")
-    return found[-1]
-
-
 def load_pair(path: Path, partner: Path | None, device: torch.device) -> Pair:
     """InputError for files that don't hold a generator and a discriminator of one vocabulary."""
-    generator, config, vocabulary = load_network(path, Generator, "--weights")
+    generator, config, vocabulary = read_network(path, {"generator": Generator}, "--weights")[:3]
     discriminator, longest = None, config.max_positions
     if partner:
-        discriminator, config, other = load_network(partner, Discriminator, "--discriminator")
+        discriminator, config, other = read_network(partner, {"discriminator": Discriminator}, "--discriminator")[:3]
         if other.state() != vocabulary.state():
             raise InputError(f"{path} ({vocabulary.size:,} pieces) and {partner} ({other.size:,}) have different "
                              "vocabularies: name the disc.pt of the same run with --discriminator")
         discriminator, longest = discriminator.to(device), min(longest, config.max_positions)
     return Pair(generator.to(device), discriminator, vocabulary, longest, device)
-
-
-def load_network(path: Path, kind: type[Network], flag: str) -> tuple[Network, ModelConfig, Vocabulary]:
-    """A network that Pretraining.py wrote, for inference; InputError for any other file."""
-    wanted = f"{flag} wants the {kind.__name__.lower()} that Pretraining.py wrote"
-    if not path.is_file():
-        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: {wanted}")
-    content = load(path)
-    if not isinstance(content, dict) or not {"kind", "model", "vocabulary", "weights"} <= content.keys():
-        raise InputError(f"{path} holds something else: {wanted}")
-    if content["kind"] != kind.__name__.lower():
-        raise InputError(f"{path} holds a {content['kind']}: {wanted}")
-    try:
-        config = ModelConfig(**content["model"])
-        vocabulary = Vocabulary.from_state(content["vocabulary"], str(path))
-        network = kind(config)
-        network.load_state_dict(content["weights"])
-    except Exception as error:  # each part has its own types; tokenizers raises bare Exception
-        raise InputError(f"{path} does not fit together ({' '.join(str(error).split())[:300]}): {wanted}") from None
-    if vocabulary.size != config.vocab_size:
-        raise InputError(f"{path} has {vocabulary.size:,} pieces and weights for {config.vocab_size:,}: {wanted}")
-    if not all(weight.isfinite().all() for weight in network.parameters()):
-        raise InputError(f"{path} has weights that are not finite numbers, so its training failed: {wanted}")
-    return network.eval(), config, vocabulary
 
 
 # Sentences

@@ -11,14 +11,14 @@ import math
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset import (Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
@@ -258,6 +258,58 @@ def write_models(output: Path, electra: Electra, model: ModelConfig, vocabulary:
     shared = {"model": dataclasses.asdict(model), "vocabulary": vocabulary.state()}
     for name, kind in (("gen.pt", "generator"), ("disc.pt", "discriminator")):
         save(output / name, shared | {"kind": kind, "weights": getattr(electra, kind).state_dict()})
+
+
+class Pretrained(NamedTuple):
+    """What a weights file holds."""
+
+    network: nn.Module
+    config: ModelConfig
+    vocabulary: Vocabulary
+    kind: str
+    task: str  # of a classifier
+
+
+def newest_weights(name: str) -> Path:
+    """The newest runs/*/`name`; InputError if there is none."""
+    found = sorted(Path("runs").glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"no runs/*/{name} here: train one with python Pretraining.py, or name one with --weights")
+    return found[-1]
+
+
+def read_network(path: Path, kinds: dict[str, Callable[[ModelConfig], nn.Module]], flag: str,
+                 tasks: Iterable[str] = ("",)) -> Pretrained:
+    """A network that these scripts wrote, of one of `kinds` and `tasks`, for inference; InputError for any other file."""
+    wanted = f"{flag} wants the {' or '.join(kinds)} that Pretraining.py wrote"
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: {wanted}")
+    content = load(path)
+    if not isinstance(content, dict) or not {"kind", "model", "vocabulary", "weights"} <= content.keys():
+        raise InputError(f"{path} holds something else: {wanted}")
+    if content["kind"] not in kinds:
+        raise InputError(f"{path} holds a {content['kind']}: {wanted}")
+    task = content.get("task", "")
+    if task not in tasks:
+        raise InputError(f"{path} was fine-tuned on {task}: --task {task} is wanted")
+    try:
+        config = ModelConfig(**content["model"])
+        vocabulary = Vocabulary.from_state(content["vocabulary"], str(path))
+        network = kinds[content["kind"]](config)
+        network.load_state_dict(content["weights"])
+    except Exception as error:  # each part has its own types; tokenizers raises bare Exception
+        raise InputError(f"{path} does not fit together ({' '.join(str(error).split())[:300]}): {wanted}") from None
+    refuse_unfit(str(path), network, config, vocabulary)
+    return Pretrained(network.eval(), config, vocabulary, content["kind"], task)
+
+
+def refuse_unfit(source: str, network: nn.Module, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    """InputError for weights that aren't numbers or aren't of this vocabulary."""
+    if vocabulary.size != config.vocab_size:
+        raise InputError(f"{source} has {vocabulary.size:,} pieces and weights for {config.vocab_size:,}: they belong to "
+                         "different models")
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise InputError(f"{source} has weights that are not finite numbers, so its training failed: name another")
 
 
 def write_checkpoint(run: Run, step: int, window: "Window") -> None:

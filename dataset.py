@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice, repeat
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import huggingface_hub
 import numpy as np
@@ -41,6 +41,7 @@ from utils import InputError, locked, replacing, shuffled
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 STDIN = Path("-")
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt"]
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
 CHUNK = 1_024  # lines tokenized together
 HELDOUT_SHARE = 100  # one document in so many is held out
@@ -264,9 +265,9 @@ def load_vocabulary(source: str) -> Vocabulary:
     """
     path = Path(source)
     if not path.exists():
-        path = hub_file(source)
+        path = hub_folder(source, f"--vocab {source} is no file or folder here", TOKENIZER_FILES)
     if path.is_dir():
-        inside = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        inside = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
         if not inside:
             raise InputError(f"--vocab {source} is a folder without tokenizer.json or vocab.txt")
         path = inside[0]
@@ -285,18 +286,22 @@ def load_vocabulary(source: str) -> Vocabulary:
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase), source)
 
 
-def hub_file(name: str) -> Path:
-    """The tokenizer.json of a model on the hub, from its local cache or fetched; InputError if out of reach."""
-    wanted = f"--vocab {name} is no file or folder here"
+def hub_folder(name: str, wanted: str, patterns: list[str]) -> Path:
+    """Files of a model on the hub, fetched or from the local cache; InputError, saying what was `wanted`, without any."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise InputError(f"{wanted}, nor a name on the hub")
-    with contextlib.suppress(OSError, ValueError):
-        return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json", local_files_only=True))
     try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5)
-        return Path(huggingface_hub.hf_hub_download(name, "tokenizer.json"))
-    except Exception as error:  # no network, no such model, no such file: each its own type
+        reach_hub()
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # no network, no such model: each its own type
+        with contextlib.suppress(OSError, ValueError):
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__})") from None
+
+
+def reach_hub() -> None:
+    """Raises at once where the hub is out of reach; its own functions would try for minutes."""
+    huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5)
 
 
 # Examples
@@ -577,6 +582,16 @@ class TrainingBatches(torch.utils.data.Dataset):
         return np.random.default_rng((self.seed, epoch, pool)).permutation(numbers)
 
 
+def similar_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """All examples, given by `lengths` (N,), in batches of similar length and random order; only one may be smaller."""
+    order = rng.permutation(len(lengths))
+    batches = []
+    for pool in np.split(order, range(POOL * batch_size, len(order), POOL * batch_size)):
+        ordered = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += np.split(ordered, range(batch_size, len(ordered), batch_size))
+    return [batches[number] for number in rng.permutation(len(batches))]
+
+
 # Masking
 
 
@@ -622,3 +637,196 @@ def given_masks(batch: Batch, vocabulary: Vocabulary) -> Masked:
     hidden = batch.ids == vocabulary.mask
     used, positions = hidden.int().topk(int(hidden.sum(1).max()))
     return Masked(batch.ids, positions, used.bool())
+
+
+# GLUE
+
+GLUE_URL = "https://gluebenchmark.com/tasks"
+BINARY = ("0", "1")
+ENTAILMENT = ("entailment", "not_entailment")
+COLA_COLUMNS = ["source", "label", "star", "sentence"]  # of its files without a header
+
+
+class Task(NamedTuple):
+    """One task of GLUE as its official files have it."""
+
+    name: str  # of its folder and, unless `tests` says otherwise, of its submission file
+    texts: tuple[str, ...]  # columns of the one or two texts
+    label: str  # column of the label
+    labels: tuple[str, ...]  # classes; none: a real number from 0 to `highest`
+    metrics: tuple[str, ...]  # names in Finetuning.METRICS; the first is the one that tables show
+    epochs: int = 3  # finetune/configure_finetuning.py
+    robust_epochs: int = 3  # 20 for small sets (Zhang et al., 2006.05987; Mosbach et al., 2006.04884)
+    both_orders: bool = False  # trained on both orders of a pair (its double_unordered)
+    highest: float = 0.0
+    dev: dict[str, str] = {"": "dev.tsv"}  # noqa: RUF012  what metrics are called after: file
+    tests: dict[str, str] = {}  # noqa: RUF012  submission file: test file; none: that of `name`
+    headless: tuple[str, ...] = ()  # files that begin without a header
+    model: str = ""  # the task on which its model is trained, where it has no training data
+
+    def test_files(self) -> dict[str, str]:
+        return self.tests or {self.name: "test.tsv"}
+
+
+PAIR = ("sentence1", "sentence2")
+TASKS = {
+    "cola": Task("CoLA", ("sentence",), "label", BINARY, ("matthews", "accuracy"), robust_epochs=20,
+                 headless=("train.tsv", "dev.tsv")),
+    "sst2": Task("SST-2", ("sentence",), "label", BINARY, ("accuracy",)),
+    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", BINARY, ("accuracy", "f1"), robust_epochs=20,
+                 both_orders=True),
+    "stsb": Task("STS-B", PAIR, "score", (), ("spearman", "pearson"), 10, 20, both_orders=True, highest=5.0),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", BINARY, ("accuracy", "f1")),
+    "mnli": Task("MNLI", PAIR, "gold_label", ("contradiction", "entailment", "neutral"), ("accuracy",),
+                 dev={"matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
+                 tests={"MNLI-m": "test_matched.tsv", "MNLI-mm": "test_mismatched.tsv"}),
+    "qnli": Task("QNLI", ("question", "sentence"), "label", ENTAILMENT, ("accuracy",)),
+    "rte": Task("RTE", PAIR, "label", ENTAILMENT, ("accuracy",), 10, 20),
+    "wnli": Task("WNLI", PAIR, "label", BINARY, ("accuracy",), robust_epochs=20),
+    "ax": Task("AX", PAIR, "", ("contradiction", "entailment", "neutral"), (), dev={}, tests={"AX": "diagnostic.tsv"},
+               model="mnli"),
+}
+FOLDER_NAMES = {"diagnostic": "ax", "sts": "stsb", "sst": "sst2"}  # other names in use
+
+
+class Row(NamedTuple):
+    """A row of a GLUE file."""
+
+    index: str
+    texts: tuple[str, ...]
+    label: float  # number of the class, or the real label; NaN where there is none
+
+
+def task_key(name: str) -> str:
+    """The key in TASKS of a name in any case, with or without dashes; "" for a name of no task."""
+    plain = re.sub(r"[-_ ]", "", name.lower())
+    plain = FOLDER_NAMES.get(plain, plain)
+    return plain if plain in TASKS else ""
+
+
+def task_folder(data: Path, key: str) -> Path | None:
+    """The task's folder in `data`, by its official or a lower-case name."""
+    folders = sorted(data.iterdir()) if data.is_dir() else []
+    return next((path for path in folders if path.is_dir() and task_key(path.name) == key), None)
+
+
+def read_rows(path: Path, task: Task, split: str) -> tuple[list[Row], int]:
+    """Rows of a GLUE file and how many were skipped; `split` is train, dev or test.
+
+    A malformed row (another number of fields than the header's, or an empty text) of the training file is skipped, of
+    the dev file refused, of the test file kept, with what it has. InputError with the line's number for that, a wrong
+    header and a label that is not the task's. Fields are split at tabs and nowhere else: quotes are text.
+    """
+    wanted = [*task.texts, *([task.label] if split != "test" else [])]
+    rows, skipped, columns = [], 0, COLA_COLUMNS if path.name in task.headless else None
+    for number, fields in tsv_lines(path):
+        where = f"{path}, line {number}"
+        if columns is None:
+            columns = fields
+            for name in wanted:
+                if columns.count(name) != 1:
+                    raise InputError(f"{where}: the header {', '.join(columns)[:200]} has {columns.count(name)} columns "
+                                     f"{name!r}, one is wanted, as in the official files ({GLUE_URL})")
+            continue
+        row = dict(zip(columns, fields, strict=False))
+        texts = tuple(row.get(name, "") for name in task.texts)
+        malformed = len(fields) != len(columns) or not all(text.strip() for text in texts)
+        if malformed and split == "train":
+            skipped += 1
+            continue
+        if malformed and split == "dev":
+            raise InputError(f"{where}: {len(fields)} fields where {len(columns)} are wanted, or an empty text: repair it, "
+                             "every dev row counts")
+        index = row.get("index", row.get("id", ""))
+        rows.append(Row(index if index.isdecimal() else str(len(rows)), texts,
+                        math.nan if split == "test" else read_label(row[task.label], task, where)))
+    if not rows:
+        raise InputError(f"{path} has no rows of {task.name}: the official file is wanted ({GLUE_URL})")
+    return rows, skipped
+
+
+def tsv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields of the lines that aren't empty; InputError for a file that can't be read as UTF-8."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:  # a lone \r is part of its field
+            for number, line in enumerate(file, 1):
+                if line := line.rstrip("\r\n"):
+                    yield number, line.split("\t")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+
+
+def read_label(text: str, task: Task, where: str) -> float:
+    """The class's number, or the real label."""
+    if task.labels and text in task.labels:
+        return float(task.labels.index(text))
+    with contextlib.suppress(ValueError):
+        if not task.labels and 0 <= float(text) <= task.highest:
+            return float(text)
+    wanted = ", ".join(task.labels) or f"a number from 0 to {task.highest:g}"
+    raise InputError(f"{where}: the label {text!r} is not {task.name}'s, {wanted} is wanted")
+
+
+def encode_rows(rows: list[Row], vocabulary: Vocabulary, max_length: int, swap: bool = False) -> list[Segments]:
+    """Pieces of each row's texts, cut longest first to fit `max_length`; `swap` turns pairs around. uint16 arrays."""
+    order = -1 if swap else 1
+    examples = []
+    for chunk in (rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)):
+        columns = [vocabulary.encode(list(texts)) for texts in zip(*(row.texts[::order] for row in chunk), strict=True)]
+        for parts in zip(*columns, strict=True):
+            first, second = parts if len(parts) > 1 else (parts[0], [])
+            first, second = cut_longest_first(first, second, max_length - (3 if second else 2))
+            examples.append((np.array(first, np.uint16), np.array(second, np.uint16)))
+    return examples
+
+
+def cut_longest_first(first: list[int], second: list[int], room: int) -> Segments:
+    """Pieces are taken one by one from the end of the longer segment, of the second where both are as long (as G does)."""
+    a, b = len(first), len(second)
+    while a + b > room:
+        a, b = (a - 1, b) if a > b else (a, b - 1)
+    return first[:a], second[:b]
+
+
+def fetch_task(key: str, data: Path) -> Path:
+    """Writes a task's files, from the hub's nyu-mll/glue, in the official layout below `data`.
+
+    InputError, saying which files are wanted and who publishes them, where the hub is out of reach.
+    """
+    task = TASKS[key]
+    try:
+        reach_hub()
+        import datasets  # here, because it takes two seconds
+        sets = datasets.load_dataset("nyu-mll/glue", key)
+    except Exception as error:  # each failure its own type
+        names = [*(["train.tsv"] if task.dev else []), *task.dev.values(), *task.test_files().values()]
+        raise InputError(f"no folder {task.name} in {data}, and the hub gave none ({type(error).__name__}): get it from "
+                         f"{GLUE_URL} and put {', '.join(names)} into {data / task.name}, or set --data-dir") from None
+    building = data / f"{task.name}.building"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    test_name = next(iter(task.test_files().values()))
+    for split, rows in sets.items():  # train, validation, test; of MNLI validation_matched ...
+        name = test_name if split == "test" else f"{split.replace('validation', 'dev')}.tsv"
+        write_task_file(building / name, task, rows)
+    return building.rename(data / task.name)
+
+
+def write_task_file(path: Path, task: Task, rows: Iterable[dict[str, Any]]) -> None:
+    """One split from the hub as the official file has it, with the columns that `read_rows` needs."""
+    def plain(text: str) -> str:
+        return re.sub(r"[\t\r\n]+", " ", text)
+
+    def word(label: float) -> str:
+        return rows.features["label"].int2str(label) if task.labels not in ((), BINARY) else str(label)
+
+    names = [name for name in rows.column_names if name not in ("label", "idx")]  # of the texts, in their order
+    test = path.name in task.test_files().values()
+    headless = path.name in task.headless
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        if not headless:
+            print("index", *task.texts, *([] if test else [task.label]), sep="\t", file=file)
+        for number, row in enumerate(rows):
+            texts = [plain(row[name]) for name in names]
+            fields = ["", row["label"], "", *texts] if headless else [number, *texts]
+            print(*fields, *([] if test or headless else [word(row["label"])]), sep="\t", file=file)

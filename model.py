@@ -7,7 +7,7 @@ Shapes: B rows, L tokens a row, K masked slots a row, H hidden, E embedding and 
 import math
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -167,6 +167,33 @@ class Discriminator(nn.Module):
         return self.prediction(F.gelu(self.dense(self.encoder(ids, segments, mask)))).squeeze(-1)
 
 
+class Classifier(nn.Module):
+    """The discriminator's encoder and the original's fine-tuning head (model/modeling.py; finetune/classification_tasks.py).
+
+    The head is the [CLS] vector, dropout and one linear layer of `outputs`: class logits, or one real number.
+    """
+
+    def __init__(self, config: ModelConfig, outputs: int):
+        super().__init__()
+        size = config.discriminator()
+        self.encoder = Encoder(config, size, Embeddings(config))
+        self.dropout = nn.Dropout(config.dropout)
+        self.prediction = nn.Linear(size.hidden, outputs)
+        initialize(self, config.initializer_range)
+        glorot(self.prediction)
+
+    def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) ids to (B, outputs)."""
+        return self.prediction(self.dropout(self.encoder(ids, segments, mask)[:, 0]))
+
+    def depths(self) -> list[tuple[list[nn.Parameter], int]]:
+        """Parameters from the embeddings (0, the projection with them) through layer n (n) to the head (layers + 1)."""
+        encoder = self.encoder
+        parts = [[*encoder.embeddings.parameters(), *encoder.project.parameters()],
+                 *(list(layer.parameters()) for layer in encoder.layers), list(self.prediction.parameters())]
+        return [(parameters, depth) for depth, parameters in enumerate(parts)]
+
+
 class Electra(nn.Module):
     """Generator and discriminator over one set of embeddings, trained jointly (paper, section 2)."""
 
@@ -254,12 +281,15 @@ HEAD_NAMES = {
 TIED = ("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight")
 
 
-def transformers_names(model: Generator | Discriminator) -> dict[str, list[str]]:
+IGNORED = re.compile(r"electra\.embeddings\.position_ids|discriminator_predictions\..*|classifier\..*")  # no encoder weights
+
+
+def transformers_names(model: Generator | Discriminator | Encoder) -> dict[str, list[str]]:
     """For each of our weights the transformers weights it holds: one, or query, key and value stacked."""
     names = {}
     for ours in model.state_dict():
-        theirs = ours
-        for pattern, replacement in (NAMES | HEAD_NAMES[type(model)]).items():
+        theirs = f"encoder.{ours}" if isinstance(model, Encoder) else ours
+        for pattern, replacement in (NAMES | HEAD_NAMES.get(type(model), {})).items():
             theirs = re.sub(pattern, replacement, theirs)
         parts = ("query", "key", "value") if ".query_key_value." in theirs else ("",)
         names[ours] = [theirs.replace(".query_key_value.", f".attention.self.{part}.") for part in parts]
@@ -274,13 +304,37 @@ def to_transformers(model: Generator | Discriminator) -> dict[str, Tensor]:
     return theirs | ({TIED[0]: theirs[TIED[1]]} if isinstance(model, Generator) else {})
 
 
-def load_transformers(model: Generator | Discriminator, weights: dict[str, Tensor]) -> None:
-    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one."""
+def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:
+    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one.
+
+    An encoder leaves the heads of a discriminator or a classifier aside, and takes names without "electra." too, as
+    ElectraModel saves them.
+    """
     names = transformers_names(model)
+    if isinstance(model, Encoder):
+        prefix = "electra." if any(name.startswith("embeddings.") for name in weights) else ""
+        weights = {prefix + name: weight for name, weight in weights.items() if not IGNORED.fullmatch(prefix + name)}
     surplus = set(weights) - {name for some in names.values() for name in some} - {TIED[0]}
     if surplus:
         raise KeyError(f"weights without a place: {', '.join(sorted(surplus))}")
+    missing = {name for some in names.values() for name in some} - set(weights)
+    if missing:
+        raise KeyError(f"weights that are missing: {', '.join(sorted(missing))}")
     model.load_state_dict({ours: torch.cat([weights[name] for name in some]) for ours, some in names.items()})
+
+
+def from_transformers_config(theirs: dict[str, Any]) -> ModelConfig:
+    """Sizes of a transformers ELECTRA's config.json; ValueError for one that this encoder does not compute."""
+    wanted = {"model_type": "electra", "hidden_act": "gelu", "type_vocab_size": 2, "layer_norm_eps": LAYER_NORM_EPS,
+              "position_embedding_type": "absolute"}
+    for name, value in wanted.items():
+        if theirs.get(name, value) != value:
+            raise ValueError(f"{name} is {theirs[name]!r}, {value!r} is wanted")
+    fields = {"vocab_size": "vocab_size", "embedding_size": "embedding_size", "hidden_size": "hidden_size",
+              "layers": "num_hidden_layers", "heads": "num_attention_heads", "feed_forward_size": "intermediate_size",
+              "max_positions": "max_position_embeddings", "dropout": "hidden_dropout_prob",
+              "initializer_range": "initializer_range"}
+    return ModelConfig(**{ours: theirs[name] for ours, name in fields.items() if name in theirs})  # same defaults
 
 
 def training_flops(config: ModelConfig, length: int, predictions: int) -> int:
