@@ -1,0 +1,343 @@
+"""Finetuning.py: official files in, scores that scipy and scikit-learn confirm out; loading, protocol and bad input."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import WORDS, write_pair
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
+
+import dataset
+import Finetuning as script
+from dataset import TASKS, Row, cut_longest_first, encode_rows, read_rows, similar_batches, task_folder, task_key
+from Finetuning import Finetuning, PUBLISHED, layerwise_groups, main, read_source, task_loss
+from model import Classifier, ModelConfig
+from utils import load, scheduled_rate
+
+MNLI = ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1 "
+        "sentence2").split()
+LABELS = ["label1", "label2", "label3", "label4", "label5"]
+HEADERS = {  # of the official files; none: CoLA's
+    ("CoLA", "train.tsv"): None, ("CoLA", "dev.tsv"): None, ("CoLA", "test.tsv"): ["index", "sentence"],
+    ("SST-2", "train.tsv"): ["sentence", "label"], ("SST-2", "dev.tsv"): ["sentence", "label"],
+    ("SST-2", "test.tsv"): ["index", "sentence"],
+    **{("MRPC", f"{split}.tsv"): ["index" if split == "test" else "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
+       for split in ("train", "dev", "test")},
+    **{("STS-B", f"{split}.tsv"): ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1",
+                                   "sentence2", *(["score"] if split != "test" else [])] for split in ("train", "dev", "test")},
+    ("QQP", "train.tsv"): ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+    ("QQP", "dev.tsv"): ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+    ("QQP", "test.tsv"): ["id", "question1", "question2"],
+    ("MNLI", "train.tsv"): [*MNLI, "label1", "gold_label"],
+    **{("MNLI", f"dev_{kind}.tsv"): [*MNLI, *LABELS, "gold_label"] for kind in ("matched", "mismatched")},
+    **{("MNLI", f"test_{kind}.tsv"): MNLI for kind in ("matched", "mismatched")},
+    **{("QNLI", f"{split}.tsv"): ["index", "question", "sentence", *(["label"] if split != "test" else [])]
+       for split in ("train", "dev", "test")},
+    **{(name, f"{split}.tsv"): ["index", "sentence1", "sentence2", *(["label"] if split != "test" else [])]
+       for name in ("RTE", "WNLI") for split in ("train", "dev", "test")},
+    ("AX", "diagnostic.tsv"): ["index", "sentence1", "sentence2"],
+}
+LAST = "--batch-size 4 --epochs 1 --max-length 24 --precision fp32 --device cpu".split()
+
+
+def write_file(path, key, columns, rows, seed):
+    """`rows` rows of random words; CoLA's second column is its label."""
+    task, rng = TASKS[key], np.random.default_rng(seed)
+    lines = [] if columns is None else ["\t".join(columns)]
+    for number in range(rows):
+        label = task.labels[number % len(task.labels)] if task.labels else f"{rng.uniform(0, 5):.3f}"
+        values = {"index": str(number), "id": str(number), task.label: label, "label": label}
+        columns_here = columns or ["source", "label", "star", "sentence"]
+        words = {name: " ".join(rng.choice(WORDS, rng.integers(2, 9))) + ' "' for name in task.texts}
+        lines.append("\t".join({"star": ""} .get(name, (words | values).get(name, "x")) for name in columns_here))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glue")
+    for seed, ((name, file), columns) in enumerate(HEADERS.items()):
+        write_file(folder / name / file, task_key(name), columns, 9 if file == "train.tsv" else 14, seed)
+    return folder
+
+
+@pytest.fixture
+def tune(tmp_path, vocabulary, glue, capsys):
+    """Runs the script on random weights, gives exit code, output and errors; results land in tmp_path/out."""
+    weights = write_pair(tmp_path / "run", vocabulary)[1]
+
+    def run(*flags, data=glue, source=weights, output=tmp_path / "out"):
+        code = main(["--weights", str(source), "--data-dir", str(data), "--output", str(output), *LAST, *flags])
+        return code, *capsys.readouterr()
+    return run
+
+
+def table(path):
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# Whole runs
+
+
+ORACLES = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef,
+           "pearson": lambda a, b: scipy.stats.pearsonr(a, b)[0], "spearman": lambda a, b: scipy.stats.spearmanr(a, b)[0]}
+
+
+@pytest.mark.parametrize("key", [key for key, task in TASKS.items() if task.dev])
+def test_every_task_scores_as_the_libraries_do_and_predicts_every_test_row(tune, tmp_path, key):
+    code, _, err = tune("--task", TASKS[key].name.lower(), "--predict")
+    assert code == 0, err
+    run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
+    task, folder = TASKS[key], tmp_path / "out" / key / "seed-0"
+    names = set()
+    for split in task.dev:
+        head, *rows = table(folder / f"dev{split and '-' + split}.tsv")
+        assert head == ["label", "prediction"] and len(rows) == 14
+        columns = [[task.labels.index(word) if task.labels else float(word) for word in column] for column in zip(*rows)]
+        for metric in task.metrics:
+            names.add(f"{split}_{metric}".lstrip("_"))
+            assert run["scores"][f"{split}_{metric}".lstrip("_")] == pytest.approx(ORACLES[metric](*columns), abs=1e-9)
+    assert names == set(run["scores"])
+    submissions = {"mnli": {"MNLI-m", "MNLI-mm", "AX"}}.get(key, {task.name})
+    assert {path.stem for path in (tmp_path / "out" / "seed-0").iterdir()} == submissions
+    for name in submissions:
+        head, *rows = table(tmp_path / "out" / "seed-0" / f"{name}.tsv")
+        assert head == ["index", "prediction"] and [row[0] for row in rows] == [str(n) for n in range(14)]
+        assert all(row[1] in task.labels if task.labels else 0 <= float(row[1]) <= 5 for row in rows)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_finished_runs_are_not_repeated_and_other_settings_are_refused(tune, tmp_path):
+    assert tune("--task", "rte")[0] == 0
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    code, out, _ = tune("--task", "RTE")
+    assert code == 0 and "finished before" in out and (tmp_path / "out" / "results.json").read_bytes() == before
+    code, _, err = tune("--task", "rte", "--learning-rate", "1e-3")
+    assert code == 2 and "0.0003" in err and "0.001" in err and (tmp_path / "out" / "results.json").read_bytes() == before
+    assert tune("--task", "rte", "--seeds", "2")[0] == 0
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"]) == 2
+
+
+def test_the_same_seed_gives_the_same_model_and_another_a_different_one(tune, tmp_path):
+    outputs = [tmp_path / name for name in "abc"]
+    for output, seed in zip(outputs, "001"):
+        assert tune("--task", "stsb", "--save-model", "--seed", seed, output=output)[0] == 0
+    a, b, c = (load(next(output.glob("stsb/*/model.pt")))["weights"] for output in outputs)
+    assert all(torch.equal(a[name], b[name]) for name in a) and any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_a_saved_model_predicts_without_training_what_it_predicted_after_training(tune, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the old dog\ta cat\n\nred tree\tthe bird sees\n", encoding="utf-8")
+    code, _, err = tune("--task", "mnli", "--save-model", "--predict", "--predict-file", str(lines))
+    assert code == 0, err
+    folder = tmp_path / "out" / "mnli" / "seed-0"
+    model = folder / "model.pt"
+    code, out, err = tune("--task", "ax", "--predict-file", str(lines), source=model, output=tmp_path / "again")
+    assert code == 0, err
+    again = tmp_path / "again" / "predictions"
+    assert table(again / "AX.tsv") == table(tmp_path / "out" / "seed-0" / "AX.tsv")
+    assert table(again / "lines-predictions.tsv") == table(folder / "lines-predictions.tsv")
+    assert [row[0] for row in table(again / "lines-predictions.tsv")] == ["line", "1", "3"]
+    assert "fine-tuned on mnli" in tune("--task", "rte", source=model)[2]
+
+
+def test_all_runs_what_is_there_and_prints_the_published_rows(tune, tmp_path, glue):
+    data = tmp_path / "data"
+    for name in ("rte", "CoLA"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).symlink_to(task_folder(glue, task_key(name)))
+    code, out, _ = tune("--task", "all", "--seeds", "2", data=data)
+    assert code == 0 and "SST-2 left out" in out and "n 2" in out
+    row = next(line for line in out.splitlines() if line.startswith("| ELECTRA-Small++"))
+    published = PUBLISHED["ELECTRA-Small++, median"]
+    assert row.endswith(f"| {published[0]} | {published[-1]} | {(published[0] + published[-1]) / 2:.1f} |")
+
+
+# Protocol
+
+
+def test_layer_rates_are_the_original_s_or_the_published_formula_s():
+    model = Classifier(ModelConfig(vocab_size=9, embedding_size=8, hidden_size=16, heads=2, feed_forward_size=8), 2)
+    coded, exact = ([group["lr"] for group in layerwise_groups(model, 1.0, 0.8, flag)] for flag in (False, True))
+    assert coded == pytest.approx([0.8**14, *(0.8**power for power in range(13, 1, -1)), 1.0])
+    assert exact == pytest.approx([0.8**power for power in range(13, -1, -1)])
+    grouped = [p for group in layerwise_groups(model, 1.0, 0.8, False) for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()} and len(grouped) == len(list(model.parameters()))
+
+
+def test_both_orders_double_the_steps_and_the_rate_follows_the_schedule(tune, tmp_path):
+    for key, factor in (("mrpc", 2), ("rte", 1)):
+        tune("--task", key)
+        line = json.loads((tmp_path / "out" / key / "seed-0" / "metrics.jsonl").read_text())
+        steps = math.ceil(9 * factor / 4)
+        assert line["step"] == steps
+        assert line["learning_rate"] == pytest.approx(scheduled_rate(steps - 1, 3e-4, int(steps * 0.1), steps))
+
+
+def test_losses_are_cross_entropy_and_the_scaled_squared_error():
+    logits, labels = torch.tensor([[0.2, -0.1], [0.5, 0.3]]), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    wanted = -torch.log_softmax(logits, -1)[[0, 1], [0, 1]].mean()
+    assert torch.allclose(task_loss(logits, labels, TASKS["rte"]), wanted)
+    assert torch.allclose(task_loss(torch.tensor([[0.5], [1.0]]), torch.tensor([5.0, 2.5]).double(), TASKS["stsb"]),
+                          torch.tensor(0.25))
+
+
+def test_pairs_are_cut_longest_first():
+    def plain(first, second, room):  # one piece at a time, as the original
+        first, second = list(first), list(second)
+        while len(first) + len(second) > room:
+            (first if len(first) > len(second) else second).pop()
+        return first, second
+    for a, b, room in [(3, 9, 6), (9, 3, 6), (5, 5, 7), (1, 2, 10), (0, 9, 4)]:
+        assert tuple(map(list, cut_longest_first(list(range(a)), list(range(b)), room))) == plain(range(a), range(b), room)
+
+
+def test_batches_hold_every_example_once_in_similar_lengths():
+    lengths = np.random.default_rng(0).integers(1, 100, 1003)
+    batches = similar_batches(lengths, 8, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches)) == list(range(1003)) and sorted(map(len, batches)) == [3] + [8] * 125
+    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 5
+
+
+# Weights
+
+
+def transformers_folder(folder, kind, vocabulary, **changes):
+    config = ElectraConfig(vocab_size=vocabulary.size, embedding_size=8, hidden_size=16, num_hidden_layers=2,
+                           num_attention_heads=2, intermediate_size=32, max_position_embeddings=30, **changes)
+    model = kind(config).eval()
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary.pieces()) + "\n", encoding="utf-8")
+    return model
+
+
+@pytest.mark.parametrize("kind", [ElectraForPreTraining, ElectraModel])
+def test_a_transformers_folder_gives_the_same_vectors(tmp_path, vocabulary, kind):
+    theirs = transformers_folder(tmp_path, kind, vocabulary)
+    source = read_source(Finetuning(task="rte", weights=str(tmp_path)), "rte")
+    ids = torch.randint(5, vocabulary.size, (3, 11))
+    mask = torch.arange(11) < torch.tensor([[11], [7], [3]])
+    segments = (torch.arange(11) > 4).long().expand(3, -1)
+    base = getattr(theirs, "electra", theirs)
+    with torch.no_grad():
+        expected = base(ids, attention_mask=mask.long(), token_type_ids=segments).last_hidden_state
+        ours = source.encoder.eval()(ids, segments, mask)
+    assert torch.allclose(ours[mask], expected[mask], atol=1e-5)
+
+
+def test_the_encoder_equals_the_checkpoint_bit_for_bit_and_scratch_does_not(tmp_path, vocabulary):
+    path = write_pair(tmp_path, vocabulary)[1]
+    saved = load(path)["weights"]
+    for scratch in (False, True):
+        settings = Finetuning(task="rte", weights=str(path), from_scratch=scratch)
+        job = script.Job(settings, read_source(settings, "rte"), tmp_path, torch.device("cpu"), None)
+        weights = script.new_model(job, TASKS["rte"], 0).encoder.state_dict()
+        assert all(torch.equal(weights[name], saved[f"encoder.{name}"]) for name in weights) != scratch
+        assert len(weights) == sum(name.startswith("encoder.") for name in saved)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda w: w.pop("encoder.layers.0.attention_norm.weight"), "attention_norm"),
+    (lambda w: w.update({"encoder.layers.7.feed_forward.bias": torch.zeros(3)}), "layers.7"),
+    (lambda w: w.update({"encoder.layers.0.feed_forward.bias": torch.zeros(3)}), "feed_forward.bias"),
+    (lambda w: w["encoder.layers.0.feed_forward.bias"].fill_(math.nan), "not finite"),
+])
+def test_weights_that_do_not_match_one_to_one_are_refused(tune, tmp_path, vocabulary, change, message):
+    path = write_pair(tmp_path / "other", vocabulary)[1]
+    content = load(path)
+    change(content["weights"])
+    torch.save(content, path)
+    code, _, err = tune("--task", "rte", source=path)
+    assert code == 2 and message in err
+
+
+def test_transformers_folders_that_do_not_fit_are_refused(tune, tmp_path, vocabulary):
+    transformers_folder(tmp_path / "generator", ElectraForMaskedLM, vocabulary)
+    transformers_folder(tmp_path / "relu", ElectraForPreTraining, vocabulary, hidden_act="relu")
+    transformers_folder(tmp_path / "words", ElectraForPreTraining, vocabulary)
+    (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", encoding="utf-8")
+    model = transformers_folder(tmp_path / "missing", ElectraForPreTraining, vocabulary)
+    weights = {name: w.clone() for name, w in model.state_dict().items() if "layer.1.output.dense.bias" not in name}
+    script.safetensors.torch.save_file(weights, tmp_path / "missing" / "model.safetensors")
+    for name, message in {"generator": "generator", "relu": "hidden_act", "words": "5 pieces",
+                          "missing": "layer.1.output.dense.bias", "nowhere/at/all": "no file or folder"}.items():
+        source = tmp_path / name if "/" not in name else name
+        code, _, err = tune("--task", "rte", source=source)
+        assert code == 2 and message in err, (name, err)
+
+
+# Files
+
+
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("train.tsv", "index\tsentence1\tlabel\n0\ta\tentailment\n", "line 1"),
+    ("train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "line 2: the label 'maybe'"),
+    ("dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\tb\n", "line 3"),
+    ("dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\t\tb\tentailment\n", "line 2"),
+    ("dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "no rows"),
+    ("train.tsv", b"index\tsentence1\tsentence2\tlabel\n0\t\xff\tb\tentailment\n", "can't be read"),
+    ("train.tsv", None, "can't be read"),
+])
+def test_wrong_files_are_refused_by_name_and_line(tune, tmp_path, file, text, message):
+    for name in ("train.tsv", "dev.tsv"):
+        write_file(tmp_path / "data" / "RTE" / name, "rte", HEADERS["RTE", name], 5, 0)
+    path = tmp_path / "data" / "RTE" / file
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, _, err = tune("--task", "rte", data=tmp_path / "data")
+    assert code == 2 and message in err and str(path) in err and "Traceback" not in err
+
+
+def test_malformed_training_rows_are_skipped_and_counted_and_test_rows_kept(tmp_path):
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    path = tmp_path / "train.tsv"
+    path.write_text(head + '0\t1\t2\ta "b\tc\t1\r\n1\t1\t2\ta\t\t0\n2\t1\t2\ta\n3\t1\t2\tx\ty\t0\n', encoding="utf-8")
+    rows, skipped = read_rows(path, TASKS["qqp"], "train")
+    assert skipped == 2 and rows == [Row("0", ('a "b', "c"), 1.0), Row("3", ("x", "y"), 0.0)]
+    path.write_text("id\tquestion1\tquestion2\n0\ta\tb\n1\ta\nx\n", encoding="utf-8")
+    assert [(row.index, row.texts) for row in read_rows(path, TASKS["qqp"], "test")[0]] == [
+        ("0", ("a", "b")), ("1", ("a", "")), ("2", ("", ""))]
+
+
+def test_examples_hold_both_texts(vocabulary):
+    rows = [Row("0", ("the dog", "a cat"), 0.0)]
+    (first, second), (second_too, first_too) = (encode_rows(rows, vocabulary, 20, swap)[0] for swap in (False, True))
+    assert list(first) == list(first_too) == vocabulary.encode(["the dog"])[0] and list(second) == list(second_too)
+
+
+@pytest.mark.parametrize("flags", [("--task", "nothing"), ("--task", "rte", "--seeds", "0"), ("--task", "rte", "--dropout", "1"),
+                                   ("--task", "rte", "--max-length", "31"), ("--task", "all", "--predict-file", "x"),
+                                   ("--task", "rte", "--predict-file", "missing.txt"), ()])
+def test_impossible_commands_end_in_one_line(tune, flags):
+    code, _, err = tune(*flags)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_absent_data_without_a_hub_names_the_files_and_their_publisher(tune, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "reach_hub", lambda: (_ for _ in ()).throw(ConnectionError()))
+    code, _, err = tune("--task", "mnli", data=tmp_path / "nothing")
+    assert code == 2 and "dev_mismatched.tsv" in err and "gluebenchmark.com" in err and "--data-dir" in err
+
+
+def test_tasks_from_the_hub_read_back_as_official_files(tmp_path, monkeypatch):
+    import datasets
+    features = datasets.Features(question=datasets.Value("string"), sentence=datasets.Value("string"),
+                                 label=datasets.ClassLabel(names=["entailment", "not_entailment"]), idx=datasets.Value("int32"))
+
+    def split(labels):
+        rows = [{"question": "a\tb?", "sentence": "c\nd", "label": label, "idx": n} for n, label in enumerate(labels)]
+        return datasets.Dataset.from_list(rows, features=features)
+    monkeypatch.setattr(dataset, "reach_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"train": split([0, 1]), "validation": split([1]), "test": split([-1])})
+    folder = dataset.fetch_task("qnli", tmp_path)
+    assert read_rows(folder / "train.tsv", TASKS["qnli"], "train") == (
+        [Row("0", ("a b?", "c d"), 0.0), Row("1", ("a b?", "c d"), 1.0)], 0)
+    assert read_rows(folder / "dev.tsv", TASKS["qnli"], "dev")[0][0].label == 1.0
+    assert read_rows(folder / "test.tsv", TASKS["qnli"], "test")[0][0].texts == ("a b?", "c d")
