@@ -157,7 +157,7 @@ def main(argv: list[str]) -> int:
             if source.classifier:
                 use_classifier(job, data, lines)
                 continue
-            for seed in range(settings.seed, settings.seed + settings.seeds):
+            for seed in seeds_of(settings):
                 finetune_once(job, data, seed, lines, results)
             print(statistics_text(data, [r for r in results if r["task"] == data.key and r["seed"] in seeds_of(settings)]))
         if not asked:
@@ -404,11 +404,7 @@ def train(job: Job, data: TaskData, model: Classifier, epochs: int, seed: int, f
     `folder` gets metrics.jsonl and the last dev predictions.
     """
     settings, task, vocabulary = job.settings, data.task, job.source.vocabulary
-    examples = encode_rows(data.train, vocabulary, settings.max_length)
-    labels = np.array([row.label for row in data.train])
-    if task.both_orders:
-        examples += encode_rows(data.train, vocabulary, settings.max_length, swap=True)
-        labels = np.concatenate([labels, labels])
+    examples, labels = training_examples(data.train, task, vocabulary, settings.max_length)
     lengths = row_lengths(examples)
     decay = 1.0 if settings.from_scratch else settings.layer_decay  # which would freeze random lower layers
     groups = layerwise_groups(model, settings.learning_rate, decay, settings.layer_decay_exact)
@@ -448,6 +444,14 @@ def train(job: Job, data: TaskData, model: Classifier, epochs: int, seed: int, f
             bar.set_postfix_str(scores_text(scores))
     bar.close()
     return scores
+
+
+def training_examples(rows: list[Row], task: Task, vocabulary: Vocabulary,
+                      max_length: int) -> tuple[list[Segments], np.ndarray]:
+    """Examples and their labels (N,), each pair in both orders where the task is trained so."""
+    orders = (False, True) if task.both_orders else (False,)
+    examples = [example for swap in orders for example in encode_rows(rows, vocabulary, max_length, swap)]
+    return examples, np.array([row.label for row in rows] * len(orders))
 
 
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:

@@ -16,10 +16,10 @@ import Finetuning as script
 from dataset import TASKS, Row, cut_longest_first, encode_rows, read_rows, similar_batches, task_folder, task_key
 from Finetuning import Finetuning, PUBLISHED, layerwise_groups, main, read_source, task_loss
 from model import Classifier, ModelConfig
-from utils import load, scheduled_rate
+from utils import load, pick_precision, scheduled_rate
 
-MNLI = ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1 "
-        "sentence2").split()
+MNLI = ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+        "sentence1 sentence2").split()
 LABELS = ["label1", "label2", "label3", "label4", "label5"]
 HEADERS = {  # of the official files; none: CoLA's
     ("CoLA", "train.tsv"): None, ("CoLA", "dev.tsv"): None, ("CoLA", "test.tsv"): ["index", "sentence"],
@@ -28,7 +28,8 @@ HEADERS = {  # of the official files; none: CoLA's
     **{("MRPC", f"{split}.tsv"): ["index" if split == "test" else "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
        for split in ("train", "dev", "test")},
     **{("STS-B", f"{split}.tsv"): ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1",
-                                   "sentence2", *(["score"] if split != "test" else [])] for split in ("train", "dev", "test")},
+                                   "sentence2", *(["score"] if split != "test" else [])]
+       for split in ("train", "dev", "test")},
     ("QQP", "train.tsv"): ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
     ("QQP", "dev.tsv"): ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
     ("QQP", "test.tsv"): ["id", "question1", "question2"],
@@ -98,7 +99,8 @@ def test_every_task_scores_as_the_libraries_do_and_predicts_every_test_row(tune,
     for split in task.dev:
         head, *rows = table(folder / f"dev{split and '-' + split}.tsv")
         assert head == ["label", "prediction"] and len(rows) == 14
-        columns = [[task.labels.index(word) if task.labels else float(word) for word in column] for column in zip(*rows)]
+        columns = [[task.labels.index(word) if task.labels else float(word) for word in column]
+                   for column in zip(*rows, strict=True)]
         for metric in task.metrics:
             names.add(f"{split}_{metric}".lstrip("_"))
             assert run["scores"][f"{split}_{metric}".lstrip("_")] == pytest.approx(ORACLES[metric](*columns), abs=1e-9)
@@ -125,7 +127,7 @@ def test_finished_runs_are_not_repeated_and_other_settings_are_refused(tune, tmp
 
 def test_the_same_seed_gives_the_same_model_and_another_a_different_one(tune, tmp_path):
     outputs = [tmp_path / name for name in "abc"]
-    for output, seed in zip(outputs, "001"):
+    for output, seed in zip(outputs, "001", strict=True):
         assert tune("--task", "stsb", "--save-model", "--seed", seed, output=output)[0] == 0
     a, b, c = (load(next(output.glob("stsb/*/model.pt")))["weights"] for output in outputs)
     assert all(torch.equal(a[name], b[name]) for name in a) and any(not torch.equal(a[name], c[name]) for name in a)
@@ -138,7 +140,7 @@ def test_a_saved_model_predicts_without_training_what_it_predicted_after_trainin
     assert code == 0, err
     folder = tmp_path / "out" / "mnli" / "seed-0"
     model = folder / "model.pt"
-    code, out, err = tune("--task", "ax", "--predict-file", str(lines), source=model, output=tmp_path / "again")
+    code, _, err = tune("--task", "ax", "--predict-file", str(lines), source=model, output=tmp_path / "again")
     assert code == 0, err
     again = tmp_path / "again" / "predictions"
     assert table(again / "AX.tsv") == table(tmp_path / "out" / "seed-0" / "AX.tsv")
@@ -203,6 +205,38 @@ def test_batches_hold_every_example_once_in_similar_lengths():
     batches = similar_batches(lengths, 8, np.random.default_rng(1))
     assert sorted(np.concatenate(batches)) == list(range(1003)) and sorted(map(len, batches)) == [3] + [8] * 125
     assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 5
+
+
+def test_mrpc_and_stsb_train_on_both_orders(vocabulary):
+    rows = [Row("0", ("the dog", "a cat"), 1.0), Row("1", ("red", "green tree"), 0.0)]
+    one = {True: ["the dog", "red"], False: ["a cat", "green tree"]}
+    for key in ("mrpc", "stsb", "qqp"):
+        examples, labels = script.training_examples(rows, TASKS[key], vocabulary, 20)
+        both = key != "qqp"
+        assert list(labels) == [1.0, 0.0] * (1 + both)
+        firsts = one[True] + one[False] * both
+        assert [list(first) for first, _ in examples] == vocabulary.encode(firsts)
+
+
+def test_the_classifier_is_a_linear_layer_on_cls_after_dropout():
+    torch.manual_seed(0)
+    model = Classifier(ModelConfig(vocab_size=20, embedding_size=8, hidden_size=16, layers=1, heads=2,
+                                   feed_forward_size=8, dropout=0.5), 3).eval()
+    ids, mask = torch.randint(20, (2, 7)), torch.ones(2, 7, dtype=torch.bool)
+    x = model.encoder(ids, torch.zeros_like(ids), mask)
+    assert torch.allclose(model(ids, torch.zeros_like(ids), mask), x[:, 0] @ model.prediction.weight.T, atol=1e-6)
+    assert not torch.equal(model.train()(ids, torch.zeros_like(ids), mask), model(ids, torch.zeros_like(ids), mask))
+
+
+def test_predictions_come_in_the_order_of_their_rows(tmp_path, vocabulary):
+    settings = Finetuning(task="rte", weights=str(write_pair(tmp_path, vocabulary)[1]), batch_size=1, max_length=24)
+    job = script.Job(settings, read_source(settings, "rte"), tmp_path, torch.device("cpu"), pick_precision("fp32",
+                     torch.device("cpu")))
+    model = script.new_model(job, TASKS["rte"], 0)
+    rng = np.random.default_rng(0)
+    rows = [Row("", tuple(" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2)), 0.0) for _ in range(23)]
+    alone = np.concatenate([script.predict(job, model, [row]) for row in rows])
+    assert np.allclose(script.predict(job, model, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
 
 
 # Weights
@@ -312,7 +346,8 @@ def test_examples_hold_both_texts(vocabulary):
     assert list(first) == list(first_too) == vocabulary.encode(["the dog"])[0] and list(second) == list(second_too)
 
 
-@pytest.mark.parametrize("flags", [("--task", "nothing"), ("--task", "rte", "--seeds", "0"), ("--task", "rte", "--dropout", "1"),
+@pytest.mark.parametrize("flags", [("--task", "nothing"), ("--task", "rte", "--seeds", "0"),
+                                   ("--task", "rte", "--dropout", "1"),
                                    ("--task", "rte", "--max-length", "31"), ("--task", "all", "--predict-file", "x"),
                                    ("--task", "rte", "--predict-file", "missing.txt"), ()])
 def test_impossible_commands_end_in_one_line(tune, flags):
@@ -329,13 +364,15 @@ def test_absent_data_without_a_hub_names_the_files_and_their_publisher(tune, tmp
 def test_tasks_from_the_hub_read_back_as_official_files(tmp_path, monkeypatch):
     import datasets
     features = datasets.Features(question=datasets.Value("string"), sentence=datasets.Value("string"),
-                                 label=datasets.ClassLabel(names=["entailment", "not_entailment"]), idx=datasets.Value("int32"))
+                                 label=datasets.ClassLabel(names=["entailment", "not_entailment"]),
+                                 idx=datasets.Value("int32"))
 
     def split(labels):
         rows = [{"question": "a\tb?", "sentence": "c\nd", "label": label, "idx": n} for n, label in enumerate(labels)]
         return datasets.Dataset.from_list(rows, features=features)
     monkeypatch.setattr(dataset, "reach_hub", lambda: None)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"train": split([0, 1]), "validation": split([1]), "test": split([-1])})
+    splits = {"train": split([0, 1]), "validation": split([1]), "test": split([-1])}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: splits)
     folder = dataset.fetch_task("qnli", tmp_path)
     assert read_rows(folder / "train.tsv", TASKS["qnli"], "train") == (
         [Row("0", ("a b?", "c d"), 0.0), Row("1", ("a b?", "c d"), 1.0)], 0)
