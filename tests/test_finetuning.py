@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import WORDS, write_pair
+from conftest import HEADERS, WORDS, write_file, write_pair
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 
@@ -18,53 +18,7 @@ from Finetuning import Finetuning, PUBLISHED, layerwise_groups, main, read_sourc
 from model import Classifier, ModelConfig
 from utils import load, pick_precision, scheduled_rate
 
-MNLI = ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
-        "sentence1 sentence2").split()
-LABELS = ["label1", "label2", "label3", "label4", "label5"]
-HEADERS = {  # of the official files; none: CoLA's
-    ("CoLA", "train.tsv"): None, ("CoLA", "dev.tsv"): None, ("CoLA", "test.tsv"): ["index", "sentence"],
-    ("SST-2", "train.tsv"): ["sentence", "label"], ("SST-2", "dev.tsv"): ["sentence", "label"],
-    ("SST-2", "test.tsv"): ["index", "sentence"],
-    **{("MRPC", f"{split}.tsv"): ["index" if split == "test" else "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
-       for split in ("train", "dev", "test")},
-    **{("STS-B", f"{split}.tsv"): ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1",
-                                   "sentence2", *(["score"] if split != "test" else [])]
-       for split in ("train", "dev", "test")},
-    ("QQP", "train.tsv"): ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
-    ("QQP", "dev.tsv"): ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
-    ("QQP", "test.tsv"): ["id", "question1", "question2"],
-    ("MNLI", "train.tsv"): [*MNLI, "label1", "gold_label"],
-    **{("MNLI", f"dev_{kind}.tsv"): [*MNLI, *LABELS, "gold_label"] for kind in ("matched", "mismatched")},
-    **{("MNLI", f"test_{kind}.tsv"): MNLI for kind in ("matched", "mismatched")},
-    **{("QNLI", f"{split}.tsv"): ["index", "question", "sentence", *(["label"] if split != "test" else [])]
-       for split in ("train", "dev", "test")},
-    **{(name, f"{split}.tsv"): ["index", "sentence1", "sentence2", *(["label"] if split != "test" else [])]
-       for name in ("RTE", "WNLI") for split in ("train", "dev", "test")},
-    ("AX", "diagnostic.tsv"): ["index", "sentence1", "sentence2"],
-}
 LAST = "--batch-size 4 --epochs 1 --max-length 24 --precision fp32 --device cpu".split()
-
-
-def write_file(path, key, columns, rows, seed):
-    """`rows` rows of random words; CoLA's second column is its label."""
-    task, rng = TASKS[key], np.random.default_rng(seed)
-    lines = [] if columns is None else ["\t".join(columns)]
-    for number in range(rows):
-        label = task.labels[number % len(task.labels)] if task.labels else f"{rng.uniform(0, 5):.3f}"
-        values = {"index": str(number), "id": str(number), task.label: label, "label": label}
-        columns_here = columns or ["source", "label", "star", "sentence"]
-        words = {name: " ".join(rng.choice(WORDS, rng.integers(2, 9))) + ' "' for name in task.texts}
-        lines.append("\t".join({"star": ""} .get(name, (words | values).get(name, "x")) for name in columns_here))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
-
-
-@pytest.fixture(scope="session")
-def glue(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("glue")
-    for seed, ((name, file), columns) in enumerate(HEADERS.items()):
-        write_file(folder / name / file, task_key(name), columns, 9 if file == "train.tsv" else 14, seed)
-    return folder
 
 
 @pytest.fixture
