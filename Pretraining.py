@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import signal
 import sys
 import time
 import tomllib
@@ -26,7 +27,7 @@ from dataset import (Batch, Collator, Data, Masked, Store, TrainingBatches, Voca
 from model import Electra, ModelConfig, training_flops
 from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, load,
                    locked, pick_device, pick_precision, read_settings, replacing, reports_input_errors, save,
-                   scheduled_rate, to_toml)
+                   scheduled_rate, stop_signals, to_toml)
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE / "configs" / "quickstart.toml"
@@ -89,18 +90,30 @@ class Pretraining:
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept."""
+    max_minutes: float = 0.0
+    """Save and leave before this much time is over, for a queue's limit; 0: no limit."""
+    max_bad_steps: int = 20
+    """Stop after this many steps in a row whose loss or gradient is not finite; they are skipped."""
+    extend: bool = False
+    """Continue a run with another schedule (steps, warm-up, rate), a finished one too."""
     resume: bool = True
     """Continue a run found in --output; --no-resume refuses such a folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
+# What continuing needs
+CHECKPOINT = {"step", "electra", "optimizer", "scaler", "window", "data", "vocabulary"}
 # Settings that may change when a run is continued: where and how it is computed and told; the corpus and the vocabulary
 # are compared by content.
 FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "precision", "device", "compile", "workers",
-                  "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints", "resume"}
+                  "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints", "resume",
+                  "max_minutes", "max_bad_steps", "extend"}
+SCHEDULE = {"steps", "warmup_steps", "learning_rate"}  # what --extend may change besides
+PATIENCE = 5  # evaluations without progress that are worth a warning
 LOWEST = {"steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 5, "warmup_steps": 0, "weight_decay": 0,
           "disc_weight": 0, "workers": 0, "seed": 0, "log_every": 1, "eval_every": 1, "eval_examples": 1, "save_every": 1,
-          "keep_checkpoints": 1, "model.vocab_size": 6, "model.embedding_size": 1, "model.hidden_size": 1,
+          "keep_checkpoints": 1, "max_minutes": 0, "max_bad_steps": 1, "model.vocab_size": 6,
+          "model.embedding_size": 1, "model.hidden_size": 1,
           "model.layers": 1, "model.heads": 1, "model.feed_forward_size": 1, "model.dropout": 0}
 ABOVE_ZERO = ("learning_rate", "clip_norm", "mask_prob", "model.generator_size", "model.initializer_range")
 
@@ -122,6 +135,7 @@ class Run(NamedTuple):
 
 @reports_input_errors
 def main(argv: list[str]) -> int:
+    began = time.monotonic()
     settings = read_settings(Pretraining, argv, QUICKSTART)
     print(f"config: {settings.config}")
     if settings.corpus and Path(settings.config) == QUICKSTART:
@@ -129,14 +143,24 @@ def main(argv: list[str]) -> int:
     check(settings)
     output = Path(settings.output)
     device = pick_device(settings.device)
+    deadline = began + 60 * settings.max_minutes if settings.max_minutes else math.inf
     with locked(output / ".lock", wait=False):
+        for left in output.glob("*.tmp-*"):  # by a process killed while it saved
+            left.unlink()
         checkpoint = find_checkpoint(settings, output)
         first_step = checkpoint["step"] if checkpoint else 0
         if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
             return 0
+        if first_step > settings.steps:
+            raise InputError(f"{output} is at step {first_step:,}, beyond --steps {settings.steps:,}")
         run = start(settings, output, device, checkpoint)
-        train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}))
+        with stop_signals() as received:
+            done = train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}), received, deadline)
+    if done < settings.steps:
+        print(f"{received[0].name if received else 'time is over'}: saved after step {done:,} in {output}; run the same "
+              "command to go on")
+        return 128 + received[0] if received else 0
     print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
           f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
     return 0
@@ -174,7 +198,7 @@ def check(settings: Pretraining) -> None:
 
 
 def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | None:
-    """The newest checkpoint in the run folder; InputError if it is another run's or --no-resume was given."""
+    """The newest whole checkpoint in the run folder; InputError if it is another run's or --no-resume was given."""
     before = output / "config.toml"
     if not before.exists():
         if checkpoints(output):
@@ -183,16 +207,31 @@ def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | Non
     if not settings.resume:
         raise InputError(f"--no-resume: {output} holds a run; choose another --output")
     now = flat(settings)
-    table = tomllib.loads(before.read_text(encoding="utf-8"))
-    for name, value in flat(from_table(Pretraining, table, str(before))).items():
-        if name not in FREE_ON_RESUME and value != now[name]:
-            raise InputError(f"{output} holds a run with {name} = {value}, this command has {now[name]}: repeat its "
-                             "settings or choose another --output")
-    if not checkpoints(output):
-        return None
-    checkpoint = load(checkpoints(output)[-1])
-    print(f"continuing {output} after step {checkpoint['step']:,}")
-    return checkpoint
+    try:
+        table = tomllib.loads(before.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{before} can't be read as TOML ({error}): mend it or choose another --output") from None
+    then = flat(from_table(Pretraining, table, str(before)))
+    free = FREE_ON_RESUME | (SCHEDULE if settings.extend else set())
+    changed = [name for name, value in then.items() if value != now[name]]
+    if refused := [f"{name} = {then[name]}, this command has {now[name]}" for name in changed if name not in free]:
+        raise InputError(f"{output} holds a run with {'; '.join(refused)}: repeat its settings or choose another --output"
+                         " (--extend continues with other steps, warmup_steps, learning_rate)")
+    if {"precision", "device"} & set(changed):
+        print("warning: precision or device has changed, the run goes on but not bit for bit", file=sys.stderr)
+    for path in reversed(checkpoints(output)):
+        try:
+            checkpoint = load(path)
+        except InputError as error:
+            print(f"warning: {error}; the one before it is used", file=sys.stderr)
+            continue
+        if not isinstance(checkpoint, dict) or CHECKPOINT - checkpoint.keys():
+            raise InputError(f"{path} is no checkpoint of Pretraining.py: remove it or choose another --output")
+        print(f"continuing {output} after step {checkpoint['step']:,}")
+        return checkpoint
+    if checkpoints(output):
+        raise InputError(f"no checkpoint in {output} is whole: choose another --output to begin again")
+    return None
 
 
 def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None) -> Run:
@@ -213,10 +252,14 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
         if checkpoint["data"] != data.key:
             raise InputError(f"the corpus or the vocabulary has changed since {output} was begun: restore it or choose "
                              "another --output")
-        electra.load_state_dict(checkpoint["electra"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty unless the run was fp16
-            run.scaler.load_state_dict(checkpoint["scaler"])
+        try:
+            electra.load_state_dict(checkpoint["electra"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            if checkpoint["scaler"]:  # empty unless the run was fp16
+                run.scaler.load_state_dict(checkpoint["scaler"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"the checkpoint in {output} doesn't fit its config.toml "
+                             f"({' '.join(str(error).split())[:300]}): choose another --output") from None
     if settings.compile:
         electra.generator.compile()
         electra.discriminator.compile()
@@ -293,10 +336,20 @@ def read_network(path: Path, kinds: dict[str, Callable[[ModelConfig], nn.Module]
     if task not in tasks:
         raise InputError(f"{path} was fine-tuned on {task}: --task {task} is wanted")
     try:
-        config = ModelConfig(**content["model"])
+        config = from_table(ModelConfig, content["model"], "model")
         vocabulary = Vocabulary.from_state(content["vocabulary"], str(path))
-        network = kinds[content["kind"]](config)
-        network.load_state_dict(content["weights"])
+        build, weights = kinds[content["kind"]], content["weights"]
+        if config.layers > len(weights):
+            raise ValueError(f"{config.layers} layers from {len(weights)} weights")
+        with torch.device("meta"):  # sizes that the file itself doesn't hold take no memory
+            shapes = {name: weight.shape for name, weight in build(config).state_dict().items()}
+        for name, shape in shapes.items():
+            if name in weights and not (weights[name].shape == shape and weights[name].is_contiguous()):
+                raise ValueError(f"{name} is {tuple(weights[name].shape)}, {tuple(shape)} is wanted")
+        if missing := sorted(shapes.keys() - weights.keys()):
+            raise ValueError(f"{', '.join(missing)} missing")
+        network = build(config)
+        network.load_state_dict(weights)
     except Exception as error:  # each part has its own types; tokenizers raises bare Exception
         raise InputError(f"{path} does not fit together ({' '.join(str(error).split())[:300]}): {wanted}") from None
     refuse_unfit(str(path), network, config, vocabulary)
@@ -326,8 +379,12 @@ def write_checkpoint(run: Run, step: int, window: "Window") -> None:
 # Training
 
 
-def train(run: Run, first_step: int, window: "Window") -> None:
-    """The steps from `first_step` on, with evaluations, metrics and checkpoints at their intervals."""
+def train(run: Run, first_step: int, window: "Window", received: list[signal.Signals], deadline: float) -> int:
+    """The steps from `first_step` on, with evaluations, metrics and checkpoints at their intervals.
+
+    Returns the steps done: fewer than wanted, and saved, once a signal was `received` or twice the slowest step so far
+    (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
+    """
     settings = run.settings
     collate = Collator(run.data.train, run.vocabulary, settings.max_length)
     batches = TrainingBatches(collate, settings.batch_size, settings.examples == "line", settings.seed)
@@ -337,7 +394,9 @@ def train(run: Run, first_step: int, window: "Window") -> None:
     metrics = MetricsFile(run.output / "metrics.jsonl", first_step)
     if first_step == 0:
         metrics.write(0, evaluate(run), heldout=True)
+    entropy, _ = unigram_baseline(run.data.heldout)
     run.electra.train()
+    bad, slowest, before = 0, 0.0, time.monotonic()
     bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1)
     for step, batch in enumerate(bar, first_step):
         batch = batch.to(run.device)
@@ -346,14 +405,23 @@ def train(run: Run, first_step: int, window: "Window") -> None:
         rate = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
         losses = backward(run, batch, masked, rng)
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
+        finite = bool((norm + losses.sum()).isfinite())
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
+        if finite or run.scaler.is_enabled():  # which leaves out such steps itself and lowers its scale
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
         run.optimizer.zero_grad()
-        window.add(losses)
+        window.add(losses, finite)
         done = step + 1
+        bad = 0 if finite else bad + 1
+        if bad:
+            scale = f"; loss scale {run.scaler.get_scale():g}" if run.scaler.is_enabled() else ""
+            tqdm.write(f"step {done:,} skipped: its loss or gradient is not finite{scale}")
+        if bad == settings.max_bad_steps:
+            raise InputError(f"{bad} steps in a row without a finite loss and gradient: the run has diverged, the last "
+                             f"checkpoint in {run.output} is from before; lower --learning-rate")
         if done % settings.log_every == 0 or done == settings.steps:
             values = window.close() | {"learning_rate": rate}
             metrics.write(done, values)
@@ -362,8 +430,30 @@ def train(run: Run, first_step: int, window: "Window") -> None:
         if done % settings.eval_every == 0 or done == settings.steps:
             with window.paused():
                 metrics.write(done, evaluate(run), heldout=True)
-        if done % settings.save_every == 0 or done == settings.steps:
+                for doubt in stuck(metrics.heldout, entropy):
+                    tqdm.write(f"warning: {doubt}")
+        slowest = max(slowest, time.monotonic() - before)
+        stopping = bool(received) or time.monotonic() + 2 * slowest > deadline
+        if done % settings.save_every == 0 or done == settings.steps or stopping:
             write_checkpoint(run, done, window)
+        if stopping:
+            return done
+        slowest, before = max(slowest, time.monotonic() - before), time.monotonic()
+    return settings.steps
+
+
+def stuck(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
+    """What PATIENCE evaluations without progress suggest; `entropy` of the held-out text's word pieces, in nats."""
+    *_, before = heldout[:-PATIENCE] or [None]
+    last = heldout[-PATIENCE:]
+    if not before:
+        return
+    if all(values["disc_auc"] < 0.5 + 2 * values["disc_auc_error"] for values in last):
+        yield (f"the discriminator has been at chance for {PATIENCE} evaluations: the learning rate may be too high, "
+               "disc_weight too low, or the generator may know no more than word frequencies yet")
+    if min(values["mlm_loss"] for values in last) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
+        yield (f"the generator's loss has not moved for {PATIENCE} evaluations and is near that of word frequencies "
+               f"({entropy:.2f}): the learning rate may be too high or too low, or more steps are wanted")
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
@@ -440,12 +530,13 @@ class Window:
 
     def __init__(self, device: torch.device, state: dict[str, Any]):
         self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=device)
-        self.steps, self.seconds = state.get("steps", 0), state.get("seconds", 0.0)
+        self.steps, self.skipped, self.seconds = (state.get(name, 0) for name in ("steps", "skipped", "seconds"))
         self.began = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
         """What a continued run's window begins with."""
-        return {"sums": self.sums.tolist(), "steps": self.steps, "seconds": self.seconds + time.perf_counter() - self.began}
+        return {"sums": self.sums.tolist(), "steps": self.steps, "skipped": self.skipped,
+                "seconds": self.seconds + time.perf_counter() - self.began}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -454,16 +545,19 @@ class Window:
         yield
         self.began = time.perf_counter()
 
-    def add(self, values: Tensor) -> None:
-        self.sums += values
-        self.steps += 1
+    def add(self, values: Tensor, finite: bool) -> None:
+        if finite:
+            self.sums += values
+        self.steps += finite
+        self.skipped += not finite
 
     def close(self) -> dict[str, float]:
         *means, tokens = self.sums.tolist()
         seconds = self.seconds + time.perf_counter() - self.began
-        values = [*(mean / self.steps for mean in means), tokens / seconds]
+        values = [*(mean / max(1, self.steps) for mean in means), tokens / seconds]
+        skipped = {"skipped_steps": self.skipped}
         self.__init__(self.sums.device, {})
-        return dict(zip(self.COLUMNS, values, strict=True))
+        return dict(zip(self.COLUMNS, values, strict=True)) | skipped
 
 
 class MetricsFile:
@@ -475,6 +569,7 @@ class MetricsFile:
         for line in path.read_text(encoding="utf-8").splitlines() if first_step and path.exists() else []:
             with contextlib.suppress(ValueError):  # a torn line
                 kept += [line] * (json.loads(line)["step"] <= first_step)
+        self.heldout = [values for values in map(json.loads, kept) if values["heldout"]]
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -482,6 +577,7 @@ class MetricsFile:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "heldout": heldout} | values) + "\n")
         if heldout:
+            self.heldout.append(values)
             tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
 

@@ -6,14 +6,18 @@ Nothing here knows text or ELECTRA.
 import contextlib
 import dataclasses
 import difflib
+import errno
 import fcntl
 import functools
 import itertools
 import json
 import os
+import signal
 import sys
 import tomllib
 import typing
+import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +30,9 @@ from torch import nn
 from typeguard import TypeCheckError, check_type
 
 Settings = TypeVar("Settings")
+# What users mend, not bugs: no space, no permission, a folder that is gone, a device that fails
+UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
+            errno.EISDIR, errno.ENAMETOOLONG, errno.EIO}
 FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and Rackoff, 1988)
 
 
@@ -34,7 +41,10 @@ class InputError(Exception):
 
 
 def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Turns an InputError into one line on stderr and exit code 2, argument errors into their exit code."""
+    """Turns an InputError or an unusable file into one line on stderr and exit code 2, Ctrl-C into 130.
+
+    Argument errors keep their exit code, bugs their traceback.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -43,10 +53,35 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
         except SystemExit as stop:  # tyro's, after --help or a flag it can't read
             return stop.code or 0
 
     return wrapped
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[signal.Signals]]:
+    """A list that gets SIGINT or SIGTERM in place of dying of it; the second signal leaves at once, with its exit code."""
+    received = []
+
+    def receive(number: int, _: Any) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(signal.Signals(number))
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # Settings
@@ -219,7 +254,10 @@ def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarr
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name, durably, once the block has ended without an error."""
+    """A temporary path beside `path` that takes its name, durably, once the block has ended without an error.
+
+    InputError if it can't be written; what had the name before is then still there, whole.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         yield temporary
@@ -229,19 +267,32 @@ def replacing(path: Path) -> Iterator[Path]:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        raise InputError(f"{path} can't be written ({error.strerror}); what was saved before is whole: mend the folder or "
+                         "free some space, then run the same command") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    """A zip file with a CRC-32 of every part, which `load` compares."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def load(path: Path) -> dict:
     """What `save` wrote, on the CPU; never runs code from the file. InputError for a damaged or foreign file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # torch itself leaves the checksums out
+            with zipfile.ZipFile(path) as file:
+                if damaged := file.testzip():
+                    raise ValueError(f"wrong checksum of {damaged}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which are refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for damaged files
         raise InputError(f"{path} can't be loaded ({type(error).__name__}): it is damaged or not of this project") from None
 

@@ -1,14 +1,16 @@
-"""What the tests share: a small corpus to learn, a vocabulary that knows it, GLUE-like files, a pair of random networks."""
+"""What the tests share: a small corpus to learn, a vocabulary that knows it, GLUE-like files, small runs."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
 
+import Pretraining
 from dataset import SPECIAL, TASKS, Vocabulary, task_key, wordpiece
 from model import Electra, ModelConfig
-from Pretraining import write_models
+
 
 WORDS = """the a old new red green cat dog bird house tree river sees likes finds eats near under over and but
 then""".split()
@@ -37,6 +39,11 @@ HEADERS = {  # of the official files; none: CoLA's
        for name in ("RTE", "WNLI") for split in ("train", "dev", "test")},
     ("AX", "diagnostic.tsv"): ["index", "sentence1", "sentence2"],
 }
+TINY = {"--steps": 8, "--batch-size": 6, "--max-length": 24, "--warmup-steps": 2, "--log-every": 2, "--eval-every": 4,
+        "--eval-examples": 20, "--save-every": 4, "--learning-rate": 1e-3, "--model.vocab-size": 60,
+        "--model.embedding-size": 8, "--model.hidden-size": 16, "--model.layers": 1, "--model.heads": 2,
+        "--model.feed-forward-size": 32, "--model.generator-size": 0.5, "--model.max-positions": 32,
+        "--model.dropout": 0.1, "--device": "cpu", "--precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +82,7 @@ def write_pair(folder, vocabulary, seed=0, **sizes):
                             "feed_forward_size": 32, "generator_size": 0.5, "max_positions": 30, "initializer_range": 1.0}
                          | sizes)
     folder.mkdir(parents=True, exist_ok=True)
-    write_models(folder, Electra(config), config, vocabulary)
+    Pretraining.write_models(folder, Electra(config), config, vocabulary)
     return folder / "gen.pt", folder / "disc.pt"
 
 
@@ -99,3 +106,49 @@ def glue(tmp_path_factory):
     for seed, ((name, file), columns) in enumerate(HEADERS.items()):
         write_file(folder / name / file, task_key(name), columns, 9 if file == "train.tsv" else 14, seed)
     return folder
+
+
+@pytest.fixture
+def command(tmp_path, corpus_file):
+    """A command line of a run of seconds; keywords replace or add flags."""
+    def build(output="run", **flags):
+        flags = TINY | {"--corpus": corpus_file, "--output": tmp_path / output, "--cache": tmp_path / "cache"} | {
+            "--" + name.replace("__", ".").replace("_", "-"): value for name, value in flags.items()}
+        return [str(word) for flag in flags.items() for word in flag if word is not True]
+    return build
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as kill -9 does."""
+
+
+def stop_after_save(monkeypatch, at):
+    """A run that stops just after the checkpoint of step `at`, as if killed."""
+    write = Pretraining.write_checkpoint
+
+    def stopping(run, step, window):
+        write(run, step, window)
+        if step == at:
+            raise Killed
+    monkeypatch.setattr(Pretraining, "write_checkpoint", stopping)
+
+
+def assert_same(a, b):
+    """Bit for bit, through nested state."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b

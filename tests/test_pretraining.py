@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import json
 import math
 import os
 import shutil
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import story
+from conftest import Killed, assert_same, metrics, stop_after_save, story
 from sklearn.metrics import roc_auc_score
 
 import model
@@ -23,53 +22,6 @@ from Pretraining import Pretraining, check, evaluate, main
 from utils import InputError, from_table, load, read_settings, tomllib
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TINY = {"--steps": 8, "--batch-size": 6, "--max-length": 24, "--warmup-steps": 2, "--log-every": 2, "--eval-every": 4,
-        "--eval-examples": 20, "--save-every": 4, "--learning-rate": 1e-3, "--model.vocab-size": 60,
-        "--model.embedding-size": 8, "--model.hidden-size": 16, "--model.layers": 1, "--model.heads": 2,
-        "--model.feed-forward-size": 32, "--model.generator-size": 0.5, "--model.max-positions": 32,
-        "--model.dropout": 0.1, "--device": "cpu", "--precision": "fp32"}
-
-
-@pytest.fixture
-def command(tmp_path, corpus_file):
-    """A command line of a run of seconds; keywords replace or add flags."""
-    def build(output="run", **flags):
-        flags = TINY | {"--corpus": corpus_file, "--output": tmp_path / output, "--cache": tmp_path / "cache"} | {
-            "--" + name.replace("__", ".").replace("_", "-"): value for name, value in flags.items()}
-        return [str(word) for flag in flags.items() for word in flag if word is not True]
-    return build
-
-
-def metrics(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
-
-
-def stop_after_save(monkeypatch, at):
-    """A run that stops just after the checkpoint of step `at`, as if killed."""
-    write = script.write_checkpoint
-
-    def stopping(run, step, window):
-        write(run, step, window)
-        if step == at:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(script, "write_checkpoint", stopping)
-
-
-def assert_same(a, b):
-    """Bit for bit, through nested state."""
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 # Whole runs
@@ -120,7 +72,7 @@ def test_training_soon_knows_word_frequencies(command, tmp_path):
 def test_resumed_run_equals_unbroken_run(command, tmp_path, monkeypatch, flags):
     steps = {"steps": 60, "save_every": 25, "eval_every": 30} | flags  # some two epochs
     assert main(command("unbroken", **steps)) == 0
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_after_save(patch, 25)
         main(command("broken", **steps))
     with open(tmp_path / "broken" / "metrics.jsonl", "a") as file:
@@ -163,7 +115,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, m
 def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     """`evaluate`, on lines of many lengths in several batches, against the same quantities from all outputs together."""
     runs = []
-    monkeypatch.setattr(script, "train", lambda run, step, window: runs.append(run))
+    monkeypatch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
     assert main(command(examples="line", batch_size=9, accumulate=2, eval_examples=1000)) == 0
     run = runs[0]
     for weight in run.electra.parameters():
@@ -209,7 +161,7 @@ def test_a_finished_run_says_so_and_is_left_alone(command, tmp_path, capsys):
 
 
 def test_a_folder_with_another_run_is_refused_and_nothing_lost(command, tmp_path, capsys, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_after_save(patch, 4)
         main(command())
     capsys.readouterr()
@@ -226,8 +178,8 @@ def test_a_folder_with_another_run_is_refused_and_nothing_lost(command, tmp_path
 
 
 def test_a_run_killed_before_its_first_checkpoint_still_owns_its_folder(command, tmp_path, capsys, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(script, "write_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(script, "write_checkpoint", lambda *_: (_ for _ in ()).throw(Killed))
         main(command())
     assert main(command(seed=5)) == 2
     assert "seed = 0" in capsys.readouterr().err
@@ -235,7 +187,7 @@ def test_a_run_killed_before_its_first_checkpoint_still_owns_its_folder(command,
 
 
 def test_a_run_goes_on_without_its_cache_and_in_another_precision(command, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_after_save(patch, 4)
         main(command())
     shutil.rmtree(tmp_path / "cache")
@@ -315,8 +267,8 @@ def test_an_output_that_can_not_be_written_is_refused(command, tmp_path, capsys)
     assert "can't be written" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_refused(command, tmp_path, capsys, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+def test_a_run_without_a_whole_checkpoint_is_refused(command, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_after_save(patch, 4)
         main(command())
     (tmp_path / "run" / "checkpoint-4.pt").write_bytes(b"damaged")
