@@ -263,7 +263,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, caps
     for wrong, found in [
         ([1, 2], "something else"), ({"electra": {}}, "something else"), (content | {"kind": 3}, "holds a 3"),
         (content | {"model": {"size": 1}}, "size"), (content | {"model": content["model"] | {"layers": 2}}, "layers.1"),
-        (content | {"model": content["model"] | {"embedding_size": 9}}, "size mismatch"),
+        (content | {"model": content["model"] | {"embedding_size": 9}}, "is wanted"),
         (content | {"vocabulary": "{}"}, "does not fit together"), (content | {"vocabulary": other.state()}, "6 pieces"),
         (content | {"weights": weights | {name: torch.full_like(weight, float("nan"))}}, "not finite"),
     ]:
