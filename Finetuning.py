@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import safetensors.torch
 import scipy.stats
 import torch
 import torch.nn.functional as F
@@ -28,15 +27,14 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import (GLUE_URL, TASKS, TOKENIZER_FILES, Row, Segments, Task, Vocabulary, collate, encode_rows, fetch_task,
-                     hub_folder, load_vocabulary, read_rows, similar_batches, task_folder, task_key, tsv_lines)
+from dataset import (GLUE_URL, TASKS, Row, Segments, Task, Vocabulary, collate, encode_rows, fetch_task,
+                     load_vocabulary, read_rows, similar_batches, task_folder, task_key, tsv_lines)
 from model import Classifier, Discriminator, Encoder, ModelConfig, from_transformers_config, load_transformers
-from Pretraining import newest_weights, read_network, refuse_unfit
-from utils import (Adam, InputError, Precision, load, locked, pick_device, pick_precision, replacing, reports_input_errors,
+from Pretraining import newest_weights, read_network, read_transformers, refuse_unfit
+from utils import (Adam, InputError, Precision, locked, pick_device, pick_precision, replacing, reports_input_errors,
                    save, scheduled_rate)
 
 ADAM_EPS = 1e-6
-WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]
 DEV_TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]  # of the paper's tables; WNLI is left out there
 PUBLISHED = {  # dev, in the order of DEV_TASKS (google-research/electra; richarddwang/electra_pytorch)
     "ELECTRA-Small++, median": (57.0, 91.2, 88.0, 87.5, 89.0, 81.3, 88.4, 66.7),
@@ -204,7 +202,7 @@ def read_source(settings: Finetuning, asked: str) -> Source:
     if (path / "disc.pt").is_file():
         path = path / "disc.pt"
     if path.suffix != ".pt" and not path.is_file():
-        return read_transformers(str(path))
+        return read_encoder(str(path))
     key = TASKS[asked].model or asked if asked else ""
     kinds = {"discriminator": Discriminator}
     if key and not settings.from_scratch:
@@ -218,28 +216,19 @@ def outputs(task: Task) -> int:
     return len(task.labels) or 1
 
 
-def read_transformers(name: str) -> Source:
+def read_encoder(name: str) -> Source:
     """A discriminator in transformers' layout, from a folder or the hub; its heads are left aside."""
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = hub_folder(name, f"--weights {name} is no file or folder here",
-                            ["config.json", *TOKENIZER_FILES, *WEIGHT_FILES])
-    wanted = "--weights wants disc.pt, a run folder, or a folder with config.json, tokenizer and weights of ELECTRA"
-    found = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
-    if not found or not (folder / "config.json").is_file():
-        raise InputError(f"{name} lacks {'config.json' if found else ' or '.join(WEIGHT_FILES)}: {wanted}")
-    vocabulary = load_vocabulary(str(folder))
+    path, theirs, weights = read_transformers(name, "--weights")
+    vocabulary = load_vocabulary(str(path))
     try:
-        weights = safetensors.torch.load_file(found[0]) if found[0].suffix == ".safetensors" else load(found[0])
         if any(key.startswith("generator_") for key in weights):
             raise ValueError("it is a generator, a discriminator is wanted")
-        config = from_transformers_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = from_transformers_config(theirs)
         encoder = Discriminator(config).encoder
         load_transformers(encoder, weights)
-    except InputError:
-        raise
-    except Exception as error:  # JSON, safetensors and torch have a type each
-        raise InputError(f"{name} does not fit together ({' '.join(str(error).split())[:300]}): {wanted}") from None
+    except Exception as error:  # sizes of other types, weights of other shapes: each its own type
+        raise InputError(f"{name} does not fit together ({' '.join(str(error).split())[:300]}): --weights wants disc.pt, a "
+                         "run folder, or an ELECTRA as transformers saves it") from None
     refuse_unfit(name, encoder, config, vocabulary)
     return Source(name, encoder, config, vocabulary, None)
 

@@ -18,18 +18,21 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset import (Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
-                     documentation_corpus, mask_tokens, prepare)
-from model import Electra, ModelConfig, training_flops
+from dataset import (TOKENIZER_FILES, Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
+                     documentation_corpus, hub_folder, mask_tokens, prepare)
+from model import (TIED, Discriminator, Electra, Generator, ModelConfig, from_transformers_config, load_transformers,
+                   to_transformers, to_transformers_config, training_flops)
 from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, load,
                    locked, pick_device, pick_precision, read_settings, replacing, reports_input_errors, save,
                    scheduled_rate, stop_signals, to_toml)
 
 HERE = Path(__file__).parent
+WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]
 QUICKSTART = HERE / "configs" / "quickstart.toml"
 
 
@@ -44,6 +47,9 @@ class Pretraining:
     on this machine already."""
     vocab: str | None = None
     """WordPiece vocab.txt, tokenizer folder or hub name. None: learned from the corpus, of --model.vocab-size."""
+    init_from: str | None = None
+    """Start from transformers' ELECTRA weights, sizes and vocabulary: a folder with generator/ and discriminator/, or a
+    discriminator's folder or hub name (the generator then begins at random, of --model.generator-size)."""
     output: str = "runs/electra_small"
     """Run folder. The same command again continues where it stopped."""
     cache: str = "data/cache"
@@ -96,6 +102,9 @@ class Pretraining:
     """Stop after this many steps in a row whose loss or gradient is not finite; they are skipped."""
     extend: bool = False
     """Continue a run with another schedule (steps, warm-up, rate), a finished one too."""
+    export: str | None = None
+    """Folder that gets generator/ and discriminator/ for transformers, with model cards, when the run is finished; the
+    same command with it exports a finished run."""
     resume: bool = True
     """Continue a run found in --output; --no-resume refuses such a folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -107,7 +116,7 @@ CHECKPOINT = {"step", "electra", "optimizer", "scaler", "window", "data", "vocab
 # are compared by content.
 FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "precision", "device", "compile", "workers",
                   "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints", "resume",
-                  "max_minutes", "max_bad_steps", "extend"}
+                  "max_minutes", "max_bad_steps", "extend", "export"}
 SCHEDULE = {"steps", "warmup_steps", "learning_rate"}  # what --extend may change besides
 PATIENCE = 5  # evaluations without progress that are worth a warning
 LOWEST = {"steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 5, "warmup_steps": 0, "weight_decay": 0,
@@ -141,6 +150,10 @@ def main(argv: list[str]) -> int:
     if settings.corpus and Path(settings.config) == QUICKSTART:
         print("This is the small demonstration; the paper's model is --config configs/electra_small.toml")
     check(settings)
+    initial = read_initial(settings) if settings.init_from else None
+    if initial:
+        settings = dataclasses.replace(settings, model=initial.model, vocab=settings.vocab or initial.vocab)
+        check(settings)
     output = Path(settings.output)
     device = pick_device(settings.device)
     deadline = began + 60 * settings.max_minutes if settings.max_minutes else math.inf
@@ -151,16 +164,20 @@ def main(argv: list[str]) -> int:
         first_step = checkpoint["step"] if checkpoint else 0
         if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
+            if settings.export:
+                export(output, Path(settings.export))
             return 0
         if first_step > settings.steps:
             raise InputError(f"{output} is at step {first_step:,}, beyond --steps {settings.steps:,}")
-        run = start(settings, output, device, checkpoint)
+        run = start(settings, output, device, checkpoint, initial)
         with stop_signals() as received:
             done = train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}), received, deadline)
     if done < settings.steps:
         print(f"{received[0].name if received else 'time is over'}: saved after step {done:,} in {output}; run the same "
               "command to go on")
         return 128 + received[0] if received else 0
+    if settings.export:
+        export(output, Path(settings.export))
     print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
           f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
     return 0
@@ -234,7 +251,8 @@ def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | Non
     return None
 
 
-def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None) -> Run:
+def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None,
+          initial: "Initial | None" = None) -> Run:
     """Data, networks and optimizer, new or as a checkpoint holds them; describes the run and its folder's files."""
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
     precision = pick_precision(settings.precision, device)
@@ -260,6 +278,8 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"the checkpoint in {output} doesn't fit its config.toml "
                              f"({' '.join(str(error).split())[:300]}): choose another --output") from None
+    elif initial:
+        fill(electra, initial)
     if settings.compile:
         electra.generator.compile()
         electra.discriminator.compile()
@@ -301,6 +321,121 @@ def write_models(output: Path, electra: Electra, model: ModelConfig, vocabulary:
     shared = {"model": dataclasses.asdict(model), "vocabulary": vocabulary.state()}
     for name, kind in (("gen.pt", "generator"), ("disc.pt", "discriminator")):
         save(output / name, shared | {"kind": kind, "weights": getattr(electra, kind).state_dict()})
+
+
+class TransformersFolder(NamedTuple):
+    """One network as transformers saves it."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+class Initial(NamedTuple):
+    """Where a run with --init-from begins."""
+
+    model: ModelConfig
+    vocab: str
+    networks: dict[str, TransformersFolder]  # by kind; without a generator, perhaps
+
+
+def read_transformers(name: str, flag: str) -> TransformersFolder:
+    """Configuration and weights in a folder or on the hub; InputError if they can't be read."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = hub_folder(name, f"{flag} {name} is no file or folder here",
+                            ["config.json", *TOKENIZER_FILES, *WEIGHT_FILES])
+    found = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
+    if not found or not (folder / "config.json").is_file():
+        raise InputError(f"{name} lacks {'config.json' if found else ' or '.join(WEIGHT_FILES)}: {flag} wants config.json, "
+                         "tokenizer and weights of ELECTRA as transformers saves them")
+    try:
+        weights = safetensors.torch.load_file(found[0]) if found[0].suffix == ".safetensors" else load(found[0])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(weights, dict):
+            raise ValueError("no table of settings or of weights")
+    except InputError:
+        raise
+    except Exception as error:  # JSON and safetensors have a type each
+        raise InputError(f"{name} can't be read ({' '.join(str(error).split())[:300]})") from None
+    return TransformersFolder(folder, config, weights)
+
+
+def read_initial(settings: Pretraining) -> Initial:
+    """The networks that --init-from names and the sizes they have; InputError for a pair that can't be one of ours."""
+    name = settings.init_from
+    pair = (Path(name) / "discriminator").is_dir()
+    networks = {"discriminator": read_transformers(str(Path(name) / "discriminator") if pair else name, "--init-from")}
+    if pair and (Path(name) / "generator").is_dir():
+        networks["generator"] = read_transformers(str(Path(name) / "generator"), "--init-from")
+    try:
+        model = from_transformers_config(networks["discriminator"].config)
+        model = dataclasses.replace(model, generator_size=settings.model.generator_size)
+        if "generator" in networks:
+            size = from_transformers_config(networks["generator"].config)
+            model = dataclasses.replace(model, generator_size=size.hidden_size / model.hidden_size)
+            wanted = dataclasses.replace(model, hidden_size=size.hidden_size, heads=model.generator().heads,
+                                         feed_forward_size=model.generator().feed_forward, dropout=size.dropout,
+                                         generator_size=size.generator_size, initializer_range=size.initializer_range)
+            if size != wanted:
+                raise ValueError(f"a generator of {size} where {wanted} is wanted")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--init-from {name}: {error}") from None
+    return Initial(model, str(networks["discriminator"].path), networks)
+
+
+def fill(electra: Electra, initial: Initial) -> None:
+    """Weights from transformers. Embeddings are shared here: where a pair's differ, the discriminator's are used."""
+    for kind in ("generator", "discriminator"):
+        if kind in initial.networks:
+            try:
+                load_transformers(getattr(electra, kind), initial.networks[kind].weights)
+            except (KeyError, RuntimeError) as error:
+                raise InputError(f"{initial.networks[kind].path} is no whole {kind} ({' '.join(str(error).split())[:300]}): "
+                                 "--init-from wants what ElectraForMaskedLM and ElectraForPreTraining save") from None
+    own = initial.networks["discriminator"].weights
+    other = initial.networks.get("generator", initial.networks["discriminator"]).weights
+    if differ := [name for name in own if ".embeddings." in name and not torch.equal(own[name], other.get(name, own[name]))]:
+        print(f"warning: generator and discriminator have different embeddings ({', '.join(differ)}); the discriminator's "
+              "are used for both", file=sys.stderr)
+
+
+def export(output: Path, target: Path) -> None:
+    """A finished run's networks as folders that transformers' Auto classes load, each with a model card."""
+    from transformers import ElectraConfig  # seconds that training need not wait for
+    for kind, network, head in (("generator", Generator, "ElectraForMaskedLM"),
+                                ("discriminator", Discriminator, "ElectraForPreTraining")):
+        file = "gen.pt" if kind == "generator" else "disc.pt"
+        found = read_network(output / file, {kind: network}, "--export")
+        folder = target / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        size = getattr(found.config, kind)()
+        ElectraConfig(**to_transformers_config(found.config, size), architectures=[head],
+                      pad_token_id=found.vocabulary.pad).save_pretrained(folder)
+        found.vocabulary.to_transformers(folder)
+        weights = {name: weight.clone() for name, weight in to_transformers(found.network).items() if name != TIED[0]}
+        with replacing(folder / "model.safetensors") as temporary:
+            safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+        with replacing(folder / "README.md") as temporary:
+            parameters = sum(weight.numel() for weight in weights.values())
+            temporary.write_text(model_card(output, kind, head, parameters), encoding="utf-8")
+        print(f"exported: {folder}")
+
+
+def model_card(output: Path, kind: str, head: str, parameters: int) -> str:
+    """Settings and held-out curve of the run that trained the network."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ["step", "mlm_loss", "mlm_accuracy", "sampled_accuracy", "disc_loss", "disc_precision", "disc_recall",
+             "disc_auc"]
+    rows = [[f"{line[name]:,}" if name == "step" else f"{line[name]:.4f}" for name in names]
+            for line in lines if line["heldout"]]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows))
+    return (f"---\nlibrary_name: transformers\n---\n\n# ELECTRA {kind}, {parameters / 1e6:.2f} M parameters\n\n"
+            "Pretrained by replaced-token detection (Clark et al., ICLR 2020).\n\n```python\n"
+            f"from transformers import AutoTokenizer, {head}\n\nmodel = {head}.from_pretrained(\"FOLDER\")\n"
+            "tokenizer = AutoTokenizer.from_pretrained(\"FOLDER\")\n```\n\n## On held-out text\n\n" + table +
+            "\n\n## Settings, the training text's file among them\n\n```toml\n" +
+            (output / "config.toml").read_text(encoding="utf-8") + "```\n")
 
 
 class Pretrained(NamedTuple):

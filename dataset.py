@@ -33,7 +33,7 @@ import huggingface_hub
 import numpy as np
 import torch
 from huggingface_hub import constants
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import tqdm
 
@@ -219,6 +219,15 @@ class Vocabulary:
     def state(self) -> str:
         """All that `from_state` needs, the handling of case and accents included."""
         return self.tokenizer.to_str()
+
+    def to_transformers(self, folder: Path) -> None:
+        """Tokenizer files that AutoTokenizer reads: the same pieces, with [CLS] and [SEP] around one or two texts."""
+        from transformers import PreTrainedTokenizerFast  # seconds that training need not wait for
+        tokenizer = Tokenizer.from_str(self.state())
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", self.sep), ("[CLS]", self.cls))
+        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(folder)
 
     @classmethod
     def from_state(cls, state: str, source: str) -> "Vocabulary":

@@ -281,7 +281,7 @@ HEAD_NAMES = {
 TIED = ("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight")
 
 
-IGNORED = re.compile(r"electra\.embeddings\.position_ids|discriminator_predictions\..*|classifier\..*")  # no encoder weights
+IGNORED = re.compile(r"discriminator_predictions\..*|classifier\..*")  # no encoder weights
 
 
 def transformers_names(model: Generator | Discriminator | Encoder) -> dict[str, list[str]]:
@@ -314,6 +314,7 @@ def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[
     if isinstance(model, Encoder):
         prefix = "electra." if any(name.startswith("embeddings.") for name in weights) else ""
         weights = {prefix + name: weight for name, weight in weights.items() if not IGNORED.fullmatch(prefix + name)}
+    weights = {name: weight for name, weight in weights.items() if name != "electra.embeddings.position_ids"}  # of old files
     surplus = set(weights) - {name for some in names.values() for name in some} - {TIED[0]}
     if surplus:
         raise KeyError(f"weights without a place: {', '.join(sorted(surplus))}")
@@ -332,6 +333,15 @@ def from_transformers_config(theirs: dict[str, Any]) -> ModelConfig:
               "max_positions": "max_position_embeddings", "dropout": "hidden_dropout_prob",
               "initializer_range": "initializer_range"}
     return ModelConfig(**{ours: theirs[name] for ours, name in fields.items() if name in theirs})  # same defaults
+
+
+def to_transformers_config(config: ModelConfig, size: EncoderSize) -> dict[str, Any]:
+    """What ElectraConfig takes for one of the two networks."""
+    return {"vocab_size": config.vocab_size, "embedding_size": config.embedding_size, "hidden_size": size.hidden,
+            "num_hidden_layers": config.layers, "num_attention_heads": size.heads, "intermediate_size": size.feed_forward,
+            "max_position_embeddings": config.max_positions, "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout, "initializer_range": config.initializer_range,
+            "layer_norm_eps": LAYER_NORM_EPS, "type_vocab_size": 2, "hidden_act": "gelu"}
 
 
 def training_flops(config: ModelConfig, length: int, predictions: int) -> int:

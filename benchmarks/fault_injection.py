@@ -175,7 +175,7 @@ def bad_inputs(lab: Lab) -> list[tuple[str, list[str], str]]:
             "--model.heads 3": "heads", "--model.generator-size 0.01": "generator", "--max-length 64": "max_positions",
             "--accumulate 9": "accumulate", "--steps many": "many", "--nonsense 3": "nonsense", "--device cuda": "CUDA",
             "--corpus missing.txt": "missing.txt", "--corpus empty.txt": "empty.txt", "--corpus cut.gz": "cut.gz",
-            "--corpus .": "folder", "--config missing.toml": "missing.toml", "--config bad.toml": "TOML",
+            "--corpus .": "directory", "--config missing.toml": "missing.toml", "--config bad.toml": "TOML",
             "--config unknown.toml": "stepps", "--config type.toml": "steps", "--vocab missing/name": "missing/name",
             "--vocab vocab.txt": "vocab.txt", "--output readonly": "readonly", "--workers -1": "workers",
             "--keep-checkpoints 0": "keep_checkpoints", "--max-bad-steps 0": "max_bad_steps", "--seed -1": "seed",

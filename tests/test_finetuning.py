@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.stats
 import torch
 from conftest import HEADERS, WORDS, write_file, write_pair
@@ -252,7 +253,7 @@ def test_transformers_folders_that_do_not_fit_are_refused(tune, tmp_path, vocabu
     (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", encoding="utf-8")
     model = transformers_folder(tmp_path / "missing", ElectraForPreTraining, vocabulary)
     weights = {name: w.clone() for name, w in model.state_dict().items() if "layer.1.output.dense.bias" not in name}
-    script.safetensors.torch.save_file(weights, tmp_path / "missing" / "model.safetensors")
+    safetensors.torch.save_file(weights, tmp_path / "missing" / "model.safetensors")
     for name, message in {"generator": "generator", "relu": "hidden_act", "words": "5 pieces",
                           "missing": "layer.1.output.dense.bias", "nowhere/at/all": "no file or folder"}.items():
         source = tmp_path / name if "/" not in name else name

@@ -302,3 +302,58 @@ def test_help_lists_every_setting_with_the_papers_default(capsys):
     for field in dataclasses.fields(ModelConfig):
         assert f"--model.{field.name.replace('_', '-')}" in text
     assert "default: 1000000" in text and "default: 30522" in text
+
+
+# transformers' layout
+
+
+def test_an_exported_run_is_the_same_in_transformers(command, tmp_path, monkeypatch):
+    from transformers import (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSequenceClassification,
+                              AutoTokenizer, pipeline)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    target = tmp_path / "export"
+    assert main(command()) == 0 and not target.exists()
+    assert main([*command(), "--export", str(target)]) == 0  # a finished run's
+    for kind, auto, network in (("generator", AutoModelForMaskedLM, Generator),
+                                ("discriminator", AutoModelForPreTraining, Discriminator)):
+        file = "gen.pt" if kind == "generator" else "disc.pt"
+        ours = script.read_network(tmp_path / "run" / file, {kind: network}, "--weights")
+        theirs = auto.from_pretrained(target / kind).eval()
+        tokenizer = AutoTokenizer.from_pretrained(target / kind)
+        texts = [("the old dog sees a cat.", "red green tree"), ("a Bird", "the")]
+        batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt")
+        pairs = [[ours.vocabulary.encode([text])[0] for text in pair] for pair in texts]
+        for row, segments, (first, second) in zip(batch["input_ids"], batch["token_type_ids"], pairs, strict=True):
+            wanted = [ours.vocabulary.cls, *first, ours.vocabulary.sep, *second, ours.vocabulary.sep]
+            assert row.tolist()[:len(wanted)] == wanted and ours.vocabulary.unk not in wanted
+            assert segments.tolist()[:len(wanted)] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        mask = batch["attention_mask"].bool()
+        positions = [torch.arange(mask.shape[1]).expand(mask.shape)] * (kind == "generator")
+        with torch.no_grad():
+            mine = ours.network(batch["input_ids"], batch["token_type_ids"], mask, *positions)
+            logits = theirs(**batch).logits
+        assert torch.allclose(mine[mask], logits[mask], atol=1e-5)
+        AutoModel.from_pretrained(target / kind)
+        assert "mlm_loss" in (target / kind / "README.md").read_text()
+    AutoModelForSequenceClassification.from_pretrained(target / "discriminator", num_labels=3)
+    fill = pipeline("fill-mask", model=str(target / "generator"), top_k=2)
+    assert len(fill("the old [MASK] sees a cat.")) == 2
+
+
+def test_a_run_begins_from_transformers_weights(command, tmp_path, capsys):
+    target, other = tmp_path / "export", tmp_path / "other"
+    assert main([*command(), "--export", str(target)]) == 0
+    before = load(tmp_path / "run" / "checkpoint-8.pt")["electra"]
+    for flags, kept in (({"init_from": target}, ("generator.", "discriminator.")),
+                        ({"init_from": target / "discriminator"}, ("discriminator.",))):
+        shutil.rmtree(other, ignore_errors=True)
+        sizes = {"model__hidden_size": 32, "model__layers": 3}  # which the weights overrule
+        assert main(command("other", learning_rate=1e-30, weight_decay=0, **flags, **sizes)) == 0
+        after = load(other / "checkpoint-8.pt")["electra"]
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(kept))
+        assert main(command("other", learning_rate=1e-30, weight_decay=0, **flags, **sizes)) == 0  # finished
+    (target / "discriminator" / "model.safetensors").write_bytes(b"damaged")
+    assert main(command("third", init_from=target)) == 2
+    assert main(command("third", init_from=tmp_path / "nothing")) == 2
+    assert capsys.readouterr().err.count("error: ") == 2

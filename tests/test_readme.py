@@ -66,6 +66,8 @@ def test_readme_command(command, folder):
     flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[2:]]
     if "--help" not in flags:
         check(read_settings(Pretraining, flags, ROOT / "configs" / "quickstart.toml"))
+    if "--init-from" in flags:
+        run(["python", "Pretraining.py", "--export", "exported", *SHORT])
     result = run([*words[:2], *flags, *SHORT])
     assert result.returncode == 0, result.stderr
     assert "--help" in flags or "Finetuning.py" in result.stdout
