@@ -130,20 +130,13 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(
     assert_same(end(tmp_path / "run"), unbroken)
 
 
-def test_a_kill_inside_a_save_leaves_the_checkpoint_before(command, tmp_path, monkeypatch, unbroken):
-    write = torch.save
-
-    def half(content, file):
-        if content.get("step") == 8:
-            file.write(b"half")
-            file.flush()
-            os._exit(9)
-        write(content, file)
-    if not (child := os.fork()):
-        monkeypatch.setattr(torch, "save", half)
-        main(command())
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+def test_a_kill_inside_a_save_leaves_the_checkpoint_before(command, tmp_path, unbroken):
+    code = ("import os, sys, torch, Pretraining as script\nwrite = torch.save\n"
+            "def half(content, file):\n"
+            "    if content.get('step') == 8:\n        file.write(b'half')\n        file.flush()\n        os._exit(9)\n"
+            "    write(content, file)\n"
+            "torch.save = half\nsys.exit(script.main())")
+    assert subprocess.run([sys.executable, "-c", code, *command()], cwd=ROOT, capture_output=True).returncode == 9
     assert list((tmp_path / "run").glob("*.tmp-*")) and load(tmp_path / "run" / "checkpoint-4.pt")["step"] == 4
     assert main(command()) == 0
     assert_same(end(tmp_path / "run"), unbroken)
