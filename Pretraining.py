@@ -534,20 +534,7 @@ def train(run: Run, first_step: int, window: "Window", received: list[signal.Sig
     bad, slowest, before = 0, 0.0, time.monotonic()
     bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1)
     for step, batch in enumerate(bar, first_step):
-        batch = batch.to(run.device)
-        seed_step(settings.seed, step, rng)
-        masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
-        rate = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
-        losses = backward(run, batch, masked, rng)
-        run.scaler.unscale_(run.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
-        finite = bool((norm + losses.sum()).isfinite())
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        if finite or run.scaler.is_enabled():  # which leaves out such steps itself and lowers its scale
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-        run.optimizer.zero_grad()
+        losses, finite, rate = training_step(run, batch, step, rng)
         window.add(losses, finite)
         done = step + 1
         bad = 0 if finite else bad + 1
@@ -596,6 +583,29 @@ def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
     draws, dropout = np.random.default_rng((seed, step)).integers(1 << 62, size=2)
     rng.manual_seed(int(draws))
     torch.manual_seed(int(dropout))
+
+
+def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, bool, float]:
+    """One optimizer step; returns the batch's Window.COLUMNS, whether loss and gradient were finite, and the rate.
+
+    A step that is not finite changes no weight.
+    """
+    settings = run.settings
+    batch = batch.to(run.device)
+    seed_step(settings.seed, step, rng)
+    masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
+    losses = backward(run, batch, masked, rng)
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
+    finite = bool((norm + losses.sum()).isfinite())
+    rate = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    if finite or run.scaler.is_enabled():  # which leaves out such steps itself and lowers its scale
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    run.optimizer.zero_grad()
+    return losses, finite, rate
 
 
 def backward(run: Run, batch: Batch, masked: Masked, rng: torch.Generator) -> Tensor:
