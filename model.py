@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 HEAD_SIZE = 64  # of the generator's heads (run_pretraining.py, get_generator_config)
+DROPOUT_STEPS = 2**16  # probabilities that the CPU's dropout tells apart
+VOCABULARY_CHUNK = 2**20  # fp32 logits worked on at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,22 @@ class ElectraOutput(NamedTuple):
     replaced: Tensor  # (B, L) bool, the discriminator's labels
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout whose masks cost a sixth on the CPU: 16 random bits an element, compared with a threshold.
+
+    The probability is the nearest multiple of 1 / DROPOUT_STEPS; what is kept is scaled by exactly its inverse.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or not self.training or not self.p:
+            return super().forward(x)
+        dropped = round(self.p * DROPOUT_STEPS)
+        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)
+        bits = bits[:x.numel()].view(x.shape)
+        kept = torch.ge(bits, dropped - DROPOUT_STEPS // 2, out=torch.empty_like(x, requires_grad=False))  # 1 or 0
+        return x * kept * (DROPOUT_STEPS / (DROPOUT_STEPS - dropped))
+
+
 class Embeddings(nn.Module):
     """Token, position and segment embeddings, summed and normalized: (B, L) ids to (B, L, E)."""
 
@@ -77,7 +95,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_positions, config.embedding_size)
         self.segment = nn.Embedding(2, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
         positions = self.position.weight[: ids.shape[1]]  # (L, E)
@@ -96,19 +114,23 @@ class Layer(nn.Module):
         self.feed_forward = nn.Linear(size.hidden, size.feed_forward)
         self.feed_forward_output = nn.Linear(size.feed_forward, size.hidden)
         self.feed_forward_norm = nn.LayerNorm(size.hidden, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`mask` (B, 1, 1, L) is true at the keys that may be attended."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`mask` (B, 1, 1, L) is true at the keys that may be attended; None: all."""
         x = self.attention_norm(x + self.dropout(self.attention_output(self.attend(x, mask))))
         inner = F.gelu(self.feed_forward(x))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward_output(inner)))
 
-    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         B, L, H = x.shape
         q, k, v = self.query_key_value(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, L, H')
-        dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if x.is_cuda or not self.training:
+            attended = F.scaled_dot_product_attention(q, k, v, mask, self.dropout.p if self.training else 0.0)
+        else:  # the same, faster than torch's CPU kernels with dropout
+            scores = q * q.shape[-1] ** -0.5 @ k.mT  # (B, heads, L, L)
+            weights = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+            attended = self.dropout(weights) @ v
         return attended.transpose(1, 2).reshape(B, L, H)
 
 
@@ -125,8 +147,9 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
         """(B, L) ids to (B, L, H) vectors; keys where `mask` (B, L) is false are never attended."""
         x = self.project(self.embeddings(ids, segments))
+        hidden = None if not mask.is_cuda and mask.all() else mask[:, None, None, :]  # on CUDA the question costs a wait
         for layer in self.layers:
-            x = layer(x, mask[:, None, None, :])
+            x = layer(x, hidden)
         return x
 
 
@@ -177,7 +200,7 @@ class Classifier(nn.Module):
         super().__init__()
         size = config.discriminator()
         self.encoder = Encoder(config, size, Embeddings(config))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.prediction = nn.Linear(size.hidden, outputs)
         initialize(self, config.initializer_range)
         glorot(self.prediction)
@@ -211,13 +234,14 @@ class Electra(nn.Module):
         """
         generator_logits = self.generator(masked_ids, segments, mask, positions)
         originals = ids.gather(1, positions)
-        losses = F.cross_entropy(generator_logits.flatten(0, 1).float(), originals.flatten(), reduction="none")
-        sampled = gumbel_sample(generator_logits, rng)
+        blocks = block_logsumexp(generator_logits.detach())
+        losses = CrossEntropy.apply(generator_logits, originals, blocks.logsumexp(-1))
+        sampled = gumbel_sample(generator_logits, rng, blocks)
         corrupted = corrupt(ids, positions, chosen, sampled)
         replaced = corrupted != ids  # a lucky guess counts as original (paper, section 2)
         logits = self.discriminator(corrupted, segments, mask).float()
         detection = F.binary_cross_entropy_with_logits(logits, replaced.float(), reduction="none")
-        return ElectraOutput(losses.view_as(originals) * chosen, detection * mask, generator_logits, sampled, logits,
+        return ElectraOutput(losses * chosen, detection * mask, generator_logits, sampled, logits,
                              replaced)
 
 
@@ -226,20 +250,66 @@ def corrupt(ids: Tensor, positions: Tensor, chosen: Tensor, sampled: Tensor) -> 
     return ids.scatter(1, positions, torch.where(chosen, sampled, ids.gather(1, positions)))
 
 
+class CrossEntropy(torch.autograd.Function):
+    """Cross entropy (...) in fp32 of logits (..., V) of any type, whose logsumexp (...) is known already.
+
+    Beside the logits and their gradient, in the logits' own type, it keeps nothing of the vocabulary's size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, logsumexp: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets, logsumexp)
+        return logsumexp - logits.gather(-1, targets[..., None]).squeeze(-1).float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, logsumexp = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        parts = (tensor.flatten(0, -2).split(rows_of_a_chunk(logits)) for tensor in
+                 (found, logits, targets[..., None], logsumexp[..., None], gradient[..., None]))
+        for out, some, target, total, factor in zip(*parts, strict=True):
+            softmax = (some.float() - total).exp_()
+            softmax.scatter_add_(-1, target, torch.full_like(total, -1.0))
+            torch.mul(softmax, factor, out=out) if out.dtype == softmax.dtype else out.copy_(softmax.mul_(factor))
+        return found, None, None
+
+
+def rows_of_a_chunk(logits: Tensor) -> int:
+    return max(1, VOCABULARY_CHUNK // logits.shape[-1])
+
+
 @torch.no_grad()
-def gumbel_sample(logits: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def block_logsumexp(logits: Tensor) -> Tensor:
+    """Logarithms (..., ceil(V / width)) of the summed exponentials of logits (..., V), `block_width` at a time, in fp32."""
+    V = logits.shape[-1]
+    width = block_width(V)
+    whole = V // width * width
+    sums = []
+    for some in logits.flatten(0, -2).split(rows_of_a_chunk(logits)):
+        sums.append(some[:, :whole].float().unflatten(-1, (-1, width)).logsumexp(-1))
+        if whole < V:
+            sums[-1] = torch.cat([sums[-1], some[:, whole:].float().logsumexp(-1, keepdim=True)], -1)
+    return torch.cat(sums).view(*logits.shape[:-1], -1)
+
+
+def block_width(V: int) -> int:
+    """About sqrt(V), rounded up."""
+    return math.isqrt(V - 1) + 1 if V > 1 else 1
+
+
+@torch.no_grad()
+def gumbel_sample(logits: Tensor, rng: torch.Generator | None = None, blocks: Tensor | None = None) -> Tensor:
     """One exact draw (...) from softmax(logits (..., V)), by the Gumbel-max trick; no gradient.
 
-    Drawn in two levels, first a block of about sqrt(V) entries by its probability, then an entry inside it: the same
-    distribution from 2 sqrt(V) random numbers instead of V. Everything random is fp32 whatever the logits' type:
-    `torch.nn.functional.gumbel_softmax` draws in the logits' type, where half precision rounds exponential draws to 0
-    and gives inf - inf = NaN (pytorch#41663).
+    Drawn in two levels, first a block of about sqrt(V) entries by its probability (`blocks`: their block_logsumexp, where
+    it is known), then an entry inside it: the same distribution from 2 sqrt(V) random numbers instead of V. Everything
+    random is fp32 whatever the logits' type: `torch.nn.functional.gumbel_softmax` draws in the logits' type, where half
+    precision rounds exponential draws to 0 and gives inf - inf = NaN (pytorch#41663).
     """
     V = logits.shape[-1]
-    width = math.isqrt(V - 1) + 1 if V > 1 else 1
-    padding = (0, -V % width)
-    blocks = F.pad(logits.softmax(-1, dtype=torch.float32), padding).unflatten(-1, (-1, width)).sum(-1)
-    block = gumbel_max(blocks.log(), rng)[..., None]
+    width = block_width(V)
+    block = gumbel_max(block_logsumexp(logits) if blocks is None else blocks, rng)[..., None]
     inside = block * width + torch.arange(width, device=logits.device)  # (..., width)
     beyond = inside >= V
     entries = logits.gather(-1, inside.clamp(max=V - 1)).float().masked_fill(beyond, -math.inf)
