@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from model import (Discriminator, Electra, Generator, ModelConfig, gumbel_noise, gumbel_sample, load_transformers,
+from model import (Attention, CrossEntropy, Discriminator, Dropout, Electra, GeluLinear, Generator, ModelConfig,
+                   block_logsumexp, gumbel_noise, gumbel_sample, kept_and_scale, load_transformers,
                    to_transformers, training_flops)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -234,3 +235,85 @@ def test_torchs_gumbel_softmax_fails_in_half_precision_where_ours_does_not():
     assert F.gumbel_softmax(logits, dim=-1).isnan().any()
     sampled = gumbel_sample(logits)
     assert ((sampled >= 0) & (sampled < 1000)).all()
+
+
+# The fast paths beside plain ones
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_and_its_gradient_equal_torchs(masked, dtype):
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 4, 2, 19, 8, dtype=dtype).transpose(2, 3).contiguous().transpose(2, 3)  # strides as a layer's
+    mask = torch.arange(19) < torch.tensor([19, 7, 1, 12])[:, None, None, None] if masked else None
+    weights = torch.randn(4, 2, 19, 8, dtype=dtype)
+    found = []
+    for compute in (lambda x: Attention.apply(x, mask, 0.0), lambda x: F.scaled_dot_product_attention(*x, mask)):
+        x = qkv.clone().requires_grad_()
+        output = compute(x)
+        (output * weights).sum().backward()
+        found.append((output, x.grad))
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs, **({"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else
+                                                 {"rtol": 0.03, "atol": 0.03}))
+
+
+def test_attention_drops_its_weights():
+    """With the mask it drew, output and gradient are those of attention written out."""
+    qkv = torch.randn(3, 2, 3, 16, 8, dtype=torch.float64)
+    results = []
+    for written_out in (False, True):
+        torch.manual_seed(5)
+        x = qkv.clone().requires_grad_()
+        if written_out:
+            q, k, v = x
+            weights = (q @ k.mT / 8**0.5).softmax(-1)
+            kept, scale = kept_and_scale(weights, 0.25)
+            assert 0.6 < kept.mean() < 0.9 and set(kept.unique().tolist()) == {0.0, 1.0}
+            output = (weights * kept * scale) @ v
+        else:
+            output = Attention.apply(x, None, 0.25)
+        output.square().sum().backward()
+        results.append((output, x.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_keeps_its_share_at_its_scale_forward_and_backward(dtype):
+    torch.manual_seed(1)
+    x = torch.ones(1_000_003, dtype=dtype, requires_grad=True)
+    layer = Dropout(0.1)
+    output = layer(x)
+    output.sum().backward()
+    kept = output > 0
+    assert kept.double().mean().item() == pytest.approx(0.9, abs=5 * (0.09 / x.numel()) ** 0.5)
+    pairs = (kept[1:] & kept[:-1]).double().mean().item()
+    assert pairs == pytest.approx(0.81, abs=0.002)  # neighbours are independent
+    torch.testing.assert_close(output[kept], torch.full_like(output[kept], 1 / 0.9), rtol=1e-5, atol=0)
+    assert torch.equal(x.grad, output)
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("V", [2, 37, 30522])
+def test_cross_entropy_and_its_gradient_equal_torchs(dtype, V):
+    torch.manual_seed(2)
+    logits, targets = (3 * torch.randn(5, 14, V)).to(dtype), torch.randint(V, (5, 14))
+    weights = torch.rand(5, 14)
+    found = []
+    for ours in (True, False):
+        x = logits.clone().requires_grad_()
+        if ours:
+            losses = CrossEntropy.apply(x, targets, block_logsumexp(x).logsumexp(-1))
+        else:
+            losses = F.cross_entropy(x.flatten(0, 1).float(), targets.flatten(), reduction="none").view(5, 14)
+        (losses * weights).sum().backward()
+        found.append((losses, x.grad))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4 if dtype == torch.float32 else 0.01, atol=3e-7)
+
+
+def test_gelu_with_linear_layer_and_its_gradient_equal_torchs():
+    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 5, 8), (4, 8), (4,))]
+    assert torch.autograd.gradcheck(GeluLinear.apply, given)
+    torch.testing.assert_close(GeluLinear.apply(*given), F.linear(F.gelu(given[0]), *given[1:]))
