@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from dataset import Vocabulary, candidates, collate, given_masks, mask_tokens, read_lines, standard_input
-from model import Discriminator, Generator, corrupt, gumbel_sample
+from model import Discriminator, Generator, corrupt, gumbel_sample, sampler_draws
 from Pretraining import newest_weights, read_network
 from utils import InputError, detection_metrics, pick_device, replacing, reports_input_errors
 
@@ -253,7 +253,8 @@ def fill_in(lines: list[Line], pair: Pair, words: "Words", settings: Demo, rng: 
     masked = (given_masks(batch, vocabulary) if vocabulary.mask in lines[0].ids else
               mask_tokens(batch, vocabulary, settings.mask_prob, pair.longest, rng))
     logits = pair.generator(masked.ids, batch.segments, batch.mask, masked.positions)  # (B, K, V)
-    sampled = logits.argmax(-1) if settings.greedy else gumbel_sample(logits, rng)
+    draws = sampler_draws(logits.shape[:-1], logits.shape[-1], logits.device, rng)
+    sampled = logits.argmax(-1) if settings.greedy else gumbel_sample(logits, draws)
     generated = corrupt(batch.ids, masked.positions, masked.chosen, sampled)
     scores = torch.full(batch.ids.shape, -torch.inf)
     known = candidates(batch, vocabulary)

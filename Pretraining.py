@@ -1,13 +1,15 @@
-"""Lines of text in, a pretrained generator and discriminator out: ELECTRA's replaced-token detection on one device.
+"""Lines of text in, a pretrained generator and discriminator out: ELECTRA's replaced-token detection.
 
     python Pretraining.py                                   # a small demonstration, nothing else needed
     python Pretraining.py --config configs/electra_small.toml --corpus corpus.txt --vocab vocab.txt
+    torchrun --nproc-per-node 4 Pretraining.py ...          # the same run on four GPUs
 """
 
 import contextlib
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -21,15 +23,16 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset import (TOKENIZER_FILES, Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
                      documentation_corpus, hub_folder, mask_tokens, prepare)
 from model import (TIED, Discriminator, Electra, Generator, ModelConfig, from_transformers_config, load_transformers,
-                   to_transformers, to_transformers_config, training_flops)
-from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, load,
-                   locked, pick_device, pick_precision, read_settings, replacing, reports_input_errors, save,
-                   scheduled_rate, stop_signals, to_toml)
+                   sampler_draws, to_transformers, to_transformers_config, training_flops)
+from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, gathered,
+                   joined, load, locked, pick_device, pick_precision, rank, ranks, read_settings, replacing,
+                   reports_input_errors, save, scheduled_rate, share, stop_signals, to_toml, total)
 
 HERE = Path(__file__).parent
 WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]
@@ -138,6 +141,7 @@ class Run(NamedTuple):
     vocabulary: Vocabulary
     data: Data
     electra: Electra
+    parallel: nn.Module  # electra, or what sums its gradients over processes
     optimizer: Adam
     scaler: torch.amp.GradScaler
 
@@ -146,6 +150,13 @@ class Run(NamedTuple):
 def main(argv: list[str]) -> int:
     began = time.monotonic()
     settings = read_settings(Pretraining, argv, QUICKSTART)
+    device = pick_device(settings.device)
+    with joined(device):
+        return pretrain(settings, device, began)
+
+
+def pretrain(settings: Pretraining, device: torch.device, began: float) -> int:
+    """The whole run, or what was left of it, and its exit code; `began` in time.monotonic's seconds."""
     print(f"config: {settings.config}")
     if settings.corpus and Path(settings.config) == QUICKSTART:
         print("This is the small demonstration; the paper's model is --config configs/electra_small.toml")
@@ -155,20 +166,21 @@ def main(argv: list[str]) -> int:
         settings = dataclasses.replace(settings, model=initial.model, vocab=settings.vocab or initial.vocab)
         check(settings)
     output = Path(settings.output)
-    device = pick_device(settings.device)
     deadline = began + 60 * settings.max_minutes if settings.max_minutes else math.inf
-    with locked(output / ".lock", wait=False):
-        for left in output.glob("*.tmp-*"):  # by a process killed while it saved
+    with contextlib.nullcontext() if rank() else locked(output / ".lock", wait=False):
+        for left in () if rank() else output.glob("*.tmp-*"):  # by a process killed while it saved
             left.unlink()
         checkpoint = find_checkpoint(settings, output)
         first_step = checkpoint["step"] if checkpoint else 0
         if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
-            if settings.export:
+            if settings.export and rank() == 0:
                 export(output, Path(settings.export))
             return 0
         if first_step > settings.steps:
             raise InputError(f"{output} is at step {first_step:,}, beyond --steps {settings.steps:,}")
+        if len(set(gathered(first_step))) > 1:
+            raise InputError(f"the processes see different checkpoints in {output}: a folder that all of them share is wanted")
         run = start(settings, output, device, checkpoint, initial)
         with stop_signals() as received:
             done = train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}), received, deadline)
@@ -176,7 +188,7 @@ def main(argv: list[str]) -> int:
         print(f"{received[0].name if received else 'time is over'}: saved after step {done:,} in {output}; run the same "
               "command to go on")
         return 128 + received[0] if received else 0
-    if settings.export:
+    if settings.export and rank() == 0:
         export(output, Path(settings.export))
     print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
           f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
@@ -198,6 +210,8 @@ def check(settings: Pretraining) -> None:
             settings.max_length > model.max_positions,
         f"accumulate = {settings.accumulate} cuts batch_size = {settings.batch_size} into parts of nothing":
             settings.accumulate > settings.batch_size,
+        f"batch_size = {settings.batch_size} leaves some of {ranks()} processes without a row":
+            ranks() > settings.batch_size,
         f"mask_prob = {settings.mask_prob} must be below 1": settings.mask_prob >= 1,
         f"model.dropout = {model.dropout} must be below 1": model.dropout >= 1,
         f"model.generator_size = {model.generator_size} must be at most 1": model.generator_size > 1,
@@ -260,12 +274,17 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
     paths = tuple(map(Path, settings.corpus)) or (documentation_corpus(cache, HERE / "requirements.txt"),)
     learned = checkpoint and settings.vocab is None
     source = Vocabulary.from_state(checkpoint["vocabulary"], str(output)) if learned else settings.vocab
+    if rank():
+        gathered(None)  # once the first process has built what is missing
     vocabulary, data = prepare(paths, source, settings.model.vocab_size, settings.max_length, settings.examples, cache)
+    if not rank():
+        gathered(None)
     model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
     torch.manual_seed(settings.seed)
     electra = Electra(model).to(device)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
-    run = Run(settings, model, output, device, precision, vocabulary, data, electra, optimizer, precision.scaler())
+    parallel = DistributedDataParallel(electra) if ranks() > 1 else electra
+    run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer, precision.scaler())
     if checkpoint:
         if checkpoint["data"] != data.key:
             raise InputError(f"the corpus or the vocabulary has changed since {output} was begun: restore it or choose "
@@ -284,7 +303,7 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
         electra.generator.compile()
         electra.discriminator.compile()
     describe(run)
-    for name, text in (("vocab.txt", "\n".join(vocabulary.pieces()) + "\n"), ("config.toml", to_toml(settings))):
+    for name, text in () if rank() else (("vocab.txt", "\n".join(vocabulary.pieces()) + "\n"), ("config.toml", to_toml(settings))):
         with replacing(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return run
@@ -306,7 +325,7 @@ def describe(run: Run) -> None:
     flops = settings.steps * settings.batch_size * training_flops(run.model, settings.max_length, predictions)
     print(f"model: {one / 1e6:.2f} M parameters in the discriminator, {both / 1e6:.2f} M with the generator; {flops:.2e} "
           f"FLOPs in {settings.steps:,} steps of {settings.batch_size} x {settings.max_length} tokens")
-    print(f"device: {run.device}, {run.precision.name}")
+    print(f"device: {run.device}, {run.precision.name}" + (f", one of {ranks()} processes" if ranks() > 1 else ""))
 
 
 def unigram_baseline(store: Store) -> tuple[float, float]:
@@ -501,7 +520,9 @@ def refuse_unfit(source: str, network: nn.Module, config: ModelConfig, vocabular
 
 
 def write_checkpoint(run: Run, step: int, window: "Window") -> None:
-    """The models, then what continuing needs. Randomness needs nothing, it follows from seed and step."""
+    """The models, then what continuing needs. Randomness needs nothing, it follows from seed and step. Rank 0 writes."""
+    if rank():
+        return
     write_models(run.output, run.electra, run.model, run.vocabulary)
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(),
@@ -532,7 +553,7 @@ def train(run: Run, first_step: int, window: "Window", received: list[signal.Sig
     entropy, _ = unigram_baseline(run.data.heldout)
     run.electra.train()
     bad, slowest, before = 0, 0.0, time.monotonic()
-    bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1)
+    bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
         losses, finite, rate = training_step(run, batch, step, rng)
         window.add(losses, finite)
@@ -556,6 +577,7 @@ def train(run: Run, first_step: int, window: "Window", received: list[signal.Sig
                     tqdm.write(f"warning: {doubt}")
         slowest = max(slowest, time.monotonic() - before)
         stopping = bool(received) or time.monotonic() + 2 * slowest > deadline
+        stopping = bool(total(torch.tensor(float(stopping), device=run.device))) if ranks() > 1 else stopping
         if done % settings.save_every == 0 or done == settings.steps or stopping:
             write_checkpoint(run, done, window)
         if stopping:
@@ -579,22 +601,23 @@ def stuck(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
-    """Makes masks and samples (`rng`) and dropout (the global generator) follow from seed and step alone."""
-    draws, dropout = np.random.default_rng((seed, step)).integers(1 << 62, size=2)
-    rng.manual_seed(int(draws))
-    torch.manual_seed(int(dropout))
+    """Makes masks and samples (`rng`) follow from seed and step alone, dropout (the global generator) from the rank too."""
+    rng.manual_seed(int(np.random.default_rng((seed, step)).integers(1 << 62)))
+    torch.manual_seed(int(np.random.default_rng((seed, step, 1 + rank())).integers(1 << 62)))
 
 
 def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, bool, float]:
     """One optimizer step; returns the batch's Window.COLUMNS, whether loss and gradient were finite, and the rate.
 
-    A step that is not finite changes no weight.
+    Every process masks the whole batch and draws for it, then trains on its share of the rows: what a row gets does not
+    depend on how many they are. A step that is not finite changes no weight.
     """
     settings = run.settings
     batch = batch.to(run.device)
     seed_step(settings.seed, step, rng)
     masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
-    losses = backward(run, batch, masked, rng)
+    draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
+    losses = total(backward(run, batch, masked, draws))
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
     finite = bool((norm + losses.sum()).isfinite())
@@ -608,21 +631,25 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
     return losses, finite, rate
 
 
-def backward(run: Run, batch: Batch, masked: Masked, rng: torch.Generator) -> Tensor:
-    """Accumulates the gradient of the joint loss, part by part, and returns the batch's Window.COLUMNS.
+def backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> Tensor:
+    """Accumulates the gradient of the joint loss, part by part, and returns this process's share of Window.COLUMNS.
 
-    Loss (paper, section 2.1): mean cross entropy over the chosen positions + disc_weight * mean binary cross entropy over
-    all tokens that are not padding, both means over the whole batch however it is cut.
+    Gradients are summed over processes with the last part alone. Loss (paper, section 2.1): mean cross entropy over the chosen positions + disc_weight * mean binary cross entropy over
+    all tokens that are not padding, both means over the whole batch however it is cut and shared out.
     """
     sums = torch.zeros(len(Window.COLUMNS), device=run.device)
     chosen, tokens = masked.chosen.sum().clamp(min=1), batch.mask.sum()
-    parts = zip(*(tensor.chunk(run.settings.accumulate) for tensor in (*batch, *masked)), strict=True)
-    for ids, segments, mask, masked_ids, positions, used in parts:
-        with run.precision.autocast():
-            output = run.electra(ids, segments, mask, masked_ids, positions, used, rng)
-        mlm_loss = output.generator_losses.sum() / chosen
-        disc_loss = output.discriminator_losses.sum() / tokens
-        run.scaler.scale(mlm_loss + run.settings.disc_weight * disc_loss).backward()
+    rows = share(len(batch.ids))
+    parts = list(zip(*(tensor[rows].chunk(run.settings.accumulate) for tensor in (*batch, *masked, draws)), strict=True))
+    for number, (ids, segments, mask, masked_ids, positions, used, some_draws) in enumerate(parts, 1):
+        synced = ranks() == 1 or number == len(parts)
+        with contextlib.nullcontext() if synced else run.parallel.no_sync():
+            with run.precision.autocast():
+                output = run.parallel(ids, segments, mask, masked_ids, positions, used, some_draws)
+            mlm_loss = output.generator_losses.sum() / chosen
+            disc_loss = output.discriminator_losses.sum() / tokens
+            loss = mlm_loss + run.settings.disc_weight * disc_loss
+            run.scaler.scale(loss * ranks()).backward()  # over processes gradients are averaged
         with torch.no_grad():
             guessed = (output.sampled == ids.gather(1, positions)) & used
             detected = ((output.discriminator_logits > 0) == output.replaced) & mask
@@ -640,28 +667,32 @@ def evaluate(run: Run) -> dict[str, float]:
     settings, store = run.settings, run.data.heldout
     numbers = np.linspace(0, len(store) - 1, min(settings.eval_examples, len(store))).astype(np.int64)
     collate = Collator(store, run.vocabulary, settings.max_length)
-    rng = torch.Generator(run.device).manual_seed(settings.seed)
+    rng = torch.Generator(run.device)
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     labels, scores = [], []
     run.electra.eval()
-    for some in np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size)):
-        batch = collate(some).to(run.device)
+    parts = np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size))
+    for number in range(rank(), len(parts), ranks()):
+        rng.manual_seed(int(np.random.default_rng((settings.seed, number)).integers(1 << 62)))
+        batch = collate(parts[number]).to(run.device)
         masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
+        draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
         with run.precision.autocast():
-            output = run.electra(*batch, *masked, rng)
+            output = run.electra(*batch, *masked, draws)
         originals = batch.ids.gather(1, masked.positions)
         predicted = output.generator_logits.argmax(-1) == originals
         sums += torch.stack([output.generator_losses.sum(), (predicted & masked.chosen).sum(),
                              ((output.sampled == originals) & masked.chosen).sum(), masked.chosen.sum(),
                              output.discriminator_losses.sum(), batch.mask.sum()])
         real = candidates(batch, run.vocabulary)
-        labels.append(output.replaced[real].cpu())
-        scores.append(output.discriminator_logits[real].cpu())
+        labels.append(output.replaced[real].cpu().numpy())
+        scores.append(output.discriminator_logits[real].cpu().numpy())
     run.electra.train()
-    mlm_loss, correct, sampled, chosen, disc_loss, tokens = sums.tolist()
+    mlm_loss, correct, sampled, chosen, disc_loss, tokens = total(sums).tolist()
     if not math.isfinite(mlm_loss + disc_loss):
         raise InputError("the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
-    found = detection_metrics(torch.cat(labels).numpy(), torch.cat(scores).numpy())
+    labels, scores = (np.concatenate(sum(gathered(found), [])) for found in (labels, scores))
+    found = detection_metrics(labels, scores)
     chosen = max(1.0, chosen)
     return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,
             "disc_loss": disc_loss / tokens, "disc_accuracy": found.accuracy, "disc_precision": found.precision,
@@ -715,11 +746,13 @@ class MetricsFile:
             with contextlib.suppress(ValueError):  # a torn line
                 kept += [line] * (json.loads(line)["step"] <= first_step)
         self.heldout = [values for values in map(json.loads, kept) if values["heldout"]]
+        if rank():
+            return
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float], heldout: bool = False) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        with open(os.devnull if rank() else self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "heldout": heldout} | values) + "\n")
         if heldout:
             self.heldout.append(values)

@@ -290,16 +290,16 @@ class Electra(nn.Module):
         self.discriminator = Discriminator(config, embeddings)
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor, masked_ids: Tensor, positions: Tensor,
-                chosen: Tensor, rng: torch.Generator | None = None) -> ElectraOutput:
+                chosen: Tensor, draws: Tensor) -> ElectraOutput:
         """Both losses for original `ids` and `masked_ids` (B, L), predicted at `positions` (B, K) where `chosen` holds.
 
-        `mask` (B, L) is false at padding. Samples are drawn with `rng`, a generator on the tensors' device.
+        `mask` (B, L) is false at padding. Samples follow from `draws` (B, K, ...) of sampler_draws.
         """
         generator_logits = self.generator(masked_ids, segments, mask, positions)
         originals = ids.gather(1, positions)
         blocks = block_logsumexp(generator_logits.detach())
         losses = CrossEntropy.apply(generator_logits, originals, blocks.logsumexp(-1))
-        sampled = gumbel_sample(generator_logits, rng, blocks)
+        sampled = gumbel_sample(generator_logits, draws, blocks)
         corrupted = corrupt(ids, positions, chosen, sampled)
         replaced = corrupted != ids  # a lucky guess counts as original (paper, section 2)
         logits = self.discriminator(corrupted, segments, mask).float()
@@ -349,7 +349,7 @@ def block_logsumexp(logits: Tensor) -> Tensor:
     width = block_width(V)
     whole = V // width * width
     sums = []
-    for some in logits.flatten(0, -2).split(rows_of_a_chunk(logits)):
+    for some in logits.reshape(-1, V).split(rows_of_a_chunk(logits)):
         sums.append(some[:, :whole].float().unflatten(-1, (-1, width)).logsumexp(-1))
         if whole < V:
             sums[-1] = torch.cat([sums[-1], some[:, whole:].float().logsumexp(-1, keepdim=True)], -1)
@@ -362,8 +362,8 @@ def block_width(V: int) -> int:
 
 
 @torch.no_grad()
-def gumbel_sample(logits: Tensor, rng: torch.Generator | None = None, blocks: Tensor | None = None) -> Tensor:
-    """One exact draw (...) from softmax(logits (..., V)), by the Gumbel-max trick; no gradient.
+def gumbel_sample(logits: Tensor, draws: Tensor, blocks: Tensor | None = None) -> Tensor:
+    """One exact sample (...) from softmax(logits (..., V)), by the Gumbel-max trick on sampler_draws; no gradient.
 
     Drawn in two levels, first a block of about sqrt(V) entries by its probability (`blocks`: their block_logsumexp, where
     it is known), then an entry inside it: the same distribution from 2 sqrt(V) random numbers instead of V. Everything
@@ -372,17 +372,19 @@ def gumbel_sample(logits: Tensor, rng: torch.Generator | None = None, blocks: Te
     """
     V = logits.shape[-1]
     width = block_width(V)
-    block = gumbel_max(block_logsumexp(logits) if blocks is None else blocks, rng)[..., None]
+    blocks = block_logsumexp(logits) if blocks is None else blocks
+    first, second = draws.split([blocks.shape[-1], width], -1)
+    block = (blocks + gumbel_noise(first)).argmax(-1, keepdim=True)
     inside = block * width + torch.arange(width, device=logits.device)  # (..., width)
     beyond = inside >= V
     entries = logits.gather(-1, inside.clamp(max=V - 1)).float().masked_fill(beyond, -math.inf)
-    return inside.gather(-1, gumbel_max(entries, rng)[..., None]).squeeze(-1)
+    return inside.gather(-1, (entries + gumbel_noise(second)).argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def gumbel_max(logits: Tensor, rng: torch.Generator | None) -> Tensor:
-    """The plain trick: argmax of fp32 logits (..., V) plus standard Gumbel noise."""
-    draws = torch.empty_like(logits).exponential_(generator=rng)
-    return (logits + gumbel_noise(draws)).argmax(-1)
+def sampler_draws(rows: tuple[int, ...], V: int, device: torch.device, rng: torch.Generator | None = None) -> Tensor:
+    """Exponential draws (*rows, ceil(V / width) + width), fp32, for gumbel_sample."""
+    width = block_width(V)
+    return torch.empty(*rows, -(-V // width) + width, device=device).exponential_(generator=rng)
 
 
 def gumbel_noise(draws: Tensor) -> Tensor:

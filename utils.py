@@ -10,6 +10,7 @@ import errno
 import fcntl
 import functools
 import itertools
+import datetime
 import json
 import os
 import signal
@@ -26,13 +27,14 @@ import numpy as np
 import torch
 import tyro
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
-from torch import nn
+from torch import Tensor, distributed, nn
 from typeguard import TypeCheckError, check_type
 
 Settings = TypeVar("Settings")
 # What users mend, not bugs: no space, no permission, a folder that is gone, a device that fails
 UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
             errno.EISDIR, errno.ENAMETOOLONG, errno.EIO}
+COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # for which processes wait while one tokenizes
 FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and Rackoff, 1988)
 
 
@@ -166,9 +168,12 @@ class Precision(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
+    """The device, of torchrun's processes on a machine each its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable CUDA device; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
@@ -180,6 +185,63 @@ def pick_precision(name: str, device: torch.device) -> Precision:
         name = "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     return Precision(name, dtype, device.type)
+
+
+# Many processes, started by torchrun; one without it
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Connects the processes that torchrun started, of which the first alone prints; does nothing for a process alone.
+
+    InputError if another of them has ended.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
+            yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise InputError(f"rank {rank()} lost its connection: another process of the run has ended, its message tells "
+                             "why; the same command continues from the last checkpoint") from None
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def ranks() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def share(rows: int) -> slice:
+    """This process's part of so many rows."""
+    return slice(rank() * rows // ranks(), (rank() + 1) * rows // ranks())
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of all processes' tensors."""
+    if ranks() > 1:
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def gathered(values: Any) -> list[Any]:
+    """All processes' values, in the order of their ranks."""
+    if ranks() == 1:
+        return [values]
+    found = [None] * ranks()
+    distributed.all_gather_object(found, values)
+    return found
 
 
 # Optimizer and schedule

@@ -60,7 +60,8 @@ def ours(args: argparse.Namespace, precision_name: str) -> Callable[[int], None]
     precision = pick_precision(precision_name, device)
     electra = Electra(settings.model).to(device).train()
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
-    run = Run(settings, settings.model, Path(), device, precision, IDS, None, electra, optimizer, precision.scaler())
+    run = Run(settings, settings.model, Path(), device, precision, IDS, None, electra, electra, optimizer,
+              precision.scaler())
     rng, batch = torch.Generator(device), batch_of(args)
     return lambda step: training_step(run, batch, step, rng)
 
@@ -103,7 +104,8 @@ def peer_step(args: argparse.Namespace, precision_name: str, wiring: str) -> Cal
     settings, device = settings_of(args), pick_device(args.device)
     precision = pick_precision(precision_name, device)
     peer = Peer(settings.model).to(device).train()
-    optimizer = torch.optim.AdamW(decay_groups(peer, settings.weight_decay), 5e-4, eps=1e-6, fused=wiring == "careful" or None)
+    optimizer = torch.optim.AdamW(decay_groups(peer, settings.weight_decay), 5e-4, eps=1e-6,
+                                  fused=wiring == "careful" or None)
     scaler, batch = precision.scaler(), batch_of(args)
 
     def step(_: int) -> None:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
+import model
 from model import (Attention, CrossEntropy, Discriminator, Dropout, Electra, GeluLinear, Generator, ModelConfig,
-                   block_logsumexp, gumbel_noise, gumbel_sample, kept_and_scale, load_transformers,
+                   block_logsumexp, gumbel_noise, kept_and_scale, load_transformers, sampler_draws,
                    to_transformers, training_flops)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -23,6 +24,14 @@ SIZES = [
     ModelConfig(vocab_size=500, embedding_size=16, hidden_size=256, layers=1, heads=4, feed_forward_size=96,
                 generator_size=0.25, max_positions=24),
 ]
+
+
+def gumbel_sample(logits, rng=None):
+    return model.gumbel_sample(logits, sampler_draws(logits.shape[:-1], logits.shape[-1], logits.device, rng))
+
+
+def draws_for(positions, config, seed=0):
+    return sampler_draws(positions.shape, config.vocab_size, positions.device, torch.Generator().manual_seed(seed))
 
 
 def batch(config, B=5, L=17, K=4, seed=0):
@@ -51,6 +60,7 @@ def peers(electra, config):
         return peer.eval()
     generator = build(ElectraForMaskedLM, electra.generator, config.generator())
     discriminator = build(ElectraForPreTraining, electra.discriminator, config.discriminator())
+    generator.electra.embeddings.word_embeddings.padding_idx = None  # the original's [PAD] learns when it is sampled
     discriminator.electra.embeddings = generator.electra.embeddings
     return generator, discriminator
 
@@ -85,7 +95,7 @@ def test_gradients_equal_those_of_the_loss_wired_from_transformers(config):
     electra = enlarged(Electra(config))
     generator, discriminator = peers(electra, config)
     ids, segments, mask, masked, positions, chosen = batch(config)
-    output = electra(ids, segments, mask, masked, positions, chosen, torch.Generator().manual_seed(7))
+    output = electra(ids, segments, mask, masked, positions, chosen, draws_for(positions, config))
     loss = output.generator_losses.sum() / chosen.sum() + 50 * output.discriminator_losses.sum() / mask.sum()
     loss.backward()
 
@@ -139,7 +149,8 @@ def test_outputs_do_not_depend_on_padding():
 def test_discriminator_loss_reaches_only_the_shared_embeddings_of_the_generator():
     config = SIZES[0]
     electra = Electra(config)
-    output = electra(*batch(config))
+    given = batch(config)
+    output = electra(*given, draws_for(given[-1], config))
     output.discriminator_losses.sum().backward()
     shared = set(electra.discriminator.encoder.embeddings.parameters())
     for name, weight in electra.generator.named_parameters():
@@ -151,7 +162,7 @@ def test_discriminator_loss_reaches_only_the_shared_embeddings_of_the_generator(
 def test_losses_are_zero_at_empty_slots_and_padding():
     config = SIZES[1]
     ids, segments, mask, masked, positions, chosen = batch(config)
-    output = Electra(config)(ids, segments, mask, masked, positions, chosen)
+    output = Electra(config)(ids, segments, mask, masked, positions, chosen, draws_for(positions, config))
     assert (output.generator_losses[~chosen] == 0).all() and (output.generator_losses[chosen] > 0).all()
     assert (output.discriminator_losses[~mask] == 0).all() and (output.discriminator_losses[mask] > 0).all()
     assert not output.replaced[~mask].any()
