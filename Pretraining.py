@@ -180,7 +180,7 @@ def pretrain(settings: Pretraining, device: torch.device, began: float) -> int:
         if first_step > settings.steps:
             raise InputError(f"{output} is at step {first_step:,}, beyond --steps {settings.steps:,}")
         if len(set(gathered(first_step))) > 1:
-            raise InputError(f"the processes see different checkpoints in {output}: a folder that all of them share is wanted")
+            raise InputError(f"the processes see different checkpoints in {output}: a folder that all share is wanted")
         run = start(settings, output, device, checkpoint, initial)
         with stop_signals() as received:
             done = train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}), received, deadline)
@@ -284,7 +284,8 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
     electra = Electra(model).to(device)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
     parallel = DistributedDataParallel(electra) if ranks() > 1 else electra
-    run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer, precision.scaler())
+    run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer,
+              precision.scaler())
     if checkpoint:
         if checkpoint["data"] != data.key:
             raise InputError(f"the corpus or the vocabulary has changed since {output} was begun: restore it or choose "
@@ -601,7 +602,7 @@ def stuck(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
-    """Makes masks and samples (`rng`) follow from seed and step alone, dropout (the global generator) from the rank too."""
+    """Makes masks and samples (`rng`) follow from seed and step, dropout (the global generator) from the rank too."""
     rng.manual_seed(int(np.random.default_rng((seed, step)).integers(1 << 62)))
     torch.manual_seed(int(np.random.default_rng((seed, step, 1 + rank())).integers(1 << 62)))
 
@@ -691,7 +692,7 @@ def evaluate(run: Run) -> dict[str, float]:
     mlm_loss, correct, sampled, chosen, disc_loss, tokens = total(sums).tolist()
     if not math.isfinite(mlm_loss + disc_loss):
         raise InputError("the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
-    labels, scores = (np.concatenate(sum(gathered(found), [])) for found in (labels, scores))
+    labels, scores = (np.concatenate([part for parts in gathered(own) for part in parts]) for own in (labels, scores))
     found = detection_metrics(labels, scores)
     chosen = max(1.0, chosen)
     return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,

@@ -9,6 +9,7 @@ import difflib
 import errno
 import fcntl
 import functools
+import gc
 import itertools
 import datetime
 import json
@@ -205,12 +206,14 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
             yield
+            gathered(None)  # none leaves while another still talks to it
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise InputError(f"rank {rank()} lost its connection: another process of the run has ended, its message tells "
                              "why; the same command continues from the last checkpoint") from None
         raise
     finally:
+        gc.collect()  # what DistributedDataParallel's cycles keep would outlive the group, and abort the process at its end
         distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""One pretraining step: this project's, beside the step wired from transformers' modules and beside its bare matrix products.
+"""One pretraining step: this project's, beside the step wired from transformers' modules and its bare matrix products.
 
     python benchmarks/pretraining_step.py --json result.json
     python benchmarks/pretraining_step.py --precision bf16 --profile

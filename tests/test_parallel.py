@@ -56,7 +56,8 @@ def test_a_run_goes_on_with_another_number_of_processes(command, tmp_path):
 
 def test_one_failed_process_ends_the_run_with_a_message(command, tmp_path):
     script = tmp_path / "failing.py"
-    script.write_text("import os, sys\nsys.path.insert(0, os.getcwd())\nimport Pretraining as script\nfrom utils import rank\n"
+    script.write_text("import os, sys\nsys.path.insert(0, os.getcwd())\nimport Pretraining as script\n"
+                      "from utils import rank\n"
                       "original = script.seed_step\n"
                       "def failing(seed, step, rng):\n    original(seed, step, rng)\n"
                       "    if step == 3 and rank() == 1:\n        raise MemoryError('no memory left on this one')\n"
