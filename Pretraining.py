@@ -304,7 +304,8 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
         electra.generator.compile()
         electra.discriminator.compile()
     describe(run)
-    for name, text in () if rank() else (("vocab.txt", "\n".join(vocabulary.pieces()) + "\n"), ("config.toml", to_toml(settings))):
+    files = {"vocab.txt": "\n".join(vocabulary.pieces()) + "\n", "config.toml": to_toml(settings)}
+    for name, text in () if rank() else files.items():
         with replacing(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return run
@@ -635,8 +636,9 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
 def backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> Tensor:
     """Accumulates the gradient of the joint loss, part by part, and returns this process's share of Window.COLUMNS.
 
-    Gradients are summed over processes with the last part alone. Loss (paper, section 2.1): mean cross entropy over the chosen positions + disc_weight * mean binary cross entropy over
-    all tokens that are not padding, both means over the whole batch however it is cut and shared out.
+    Gradients are summed over processes with the last part alone. Loss (paper, section 2.1): mean cross entropy over the
+    chosen positions + disc_weight * mean binary cross entropy over all tokens that are not padding, both means over the
+    whole batch however it is cut and shared out.
     """
     sums = torch.zeros(len(Window.COLUMNS), device=run.device)
     chosen, tokens = masked.chosen.sum().clamp(min=1), batch.mask.sum()

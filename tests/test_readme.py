@@ -44,7 +44,11 @@ def test_ci_runs_what_the_readme_promises():
 
 def run(words, **more):
     """A command of the README, with the project's script and this interpreter."""
-    return subprocess.run([sys.executable, str(ROOT / words[1]), *words[2:]], capture_output=True, text=True, **more)
+    launcher = []
+    if words[0] == "torchrun":  # on two processes of this CPU
+        launcher, words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], ["", *words[3:]]
+    return subprocess.run([sys.executable, *launcher, str(ROOT / words[1]), *words[2:]], capture_output=True, text=True,
+                          **more)
 
 
 @pytest.mark.parametrize("command", [command for command in dict.fromkeys(COMMANDS) if command not in BY_CI])
@@ -62,13 +66,14 @@ def test_readme_command(command, folder):
         assert result.returncode == 0, result.stderr
         assert "--help" in words or "median" in result.stdout or "predictions: " in result.stdout
         return
-    assert words[:2] == ["python", "Pretraining.py"], "no test runs this command"
-    flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[2:]]
+    start = 2 if words[0] == "python" else 4
+    assert words[start - 1] == "Pretraining.py", "no test runs this command"
+    flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[start:]]
     if "--help" not in flags:
         check(read_settings(Pretraining, flags, ROOT / "configs" / "quickstart.toml"))
     if "--init-from" in flags:
         run(["python", "Pretraining.py", "--export", "exported", *SHORT])
-    result = run([*words[:2], *flags, *SHORT])
+    result = run([*words[:start], *flags, *SHORT])
     assert result.returncode == 0, result.stderr
     assert "--help" in flags or "Finetuning.py" in result.stdout
 
