@@ -2,6 +2,7 @@
 
     python benchmarks/pretraining_step.py --json result.json
     python benchmarks/pretraining_step.py --precision bf16 --profile
+    python benchmarks/pretraining_step.py --corpus corpus.txt --vocab vocab.txt
 
 ours      the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
 public    ElectraForMaskedLM and ElectraForPreTraining as the public re-implementations wire them: shared embeddings, logits
@@ -9,7 +10,8 @@ public    ElectraForMaskedLM and ElectraForPreTraining as the public re-implemen
 careful   the same modules wired as well as they allow untouched: logits at the chosen positions, fused AdamW
 products  the matrix multiplications of ours alone, forward and backward: the limit
 All run in turn, `--pairs` times after a warm-up; ratios are medians of the ratios of each turn. Memory is the peak above the
-built model and optimizer's, in a process of its own.
+built model and optimizer's, in a process of its own. With a corpus: Pretraining.py itself beside the bare step, and
+`--examples line` beside the same examples padded to the full length.
 """
 
 import argparse
@@ -19,10 +21,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +34,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dataset import Batch
-from model import Electra, ModelConfig, to_transformers_config
+from dataset import Batch, Collator, TrainingBatches, mask_tokens, prepare
+from model import Electra, ModelConfig, sampler_draws, to_transformers_config
 from Pretraining import Pretraining, Run, training_step
-from utils import Adam, decay_groups, pick_device, pick_precision
+from utils import Adam, Precision, decay_groups, pick_device, pick_precision
 
 IDS = SimpleNamespace(pad=0, unk=100, cls=101, sep=102, mask=103)  # of BERT's vocabulary
 CHOSEN = 0.15
 WARMUP = 2
+SCRIPT_STEPS = 10  # of a window of Pretraining.py's metrics
 
 
 def settings_of(args: argparse.Namespace) -> Pretraining:
@@ -57,13 +62,16 @@ def batch_of(args: argparse.Namespace) -> Batch:
 
 def ours(args: argparse.Namespace, precision_name: str) -> Callable[[int], None]:
     settings, device = settings_of(args), pick_device(args.device)
-    precision = pick_precision(precision_name, device)
-    electra = Electra(settings.model).to(device).train()
-    optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
-    run = Run(settings, settings.model, Path(), device, precision, IDS, None, electra, electra, optimizer,
-              precision.scaler())
+    run = run_of(settings, pick_precision(precision_name, device), device, IDS)
     rng, batch = torch.Generator(device), batch_of(args)
     return lambda step: training_step(run, batch, step, rng)
+
+
+def run_of(settings: Pretraining, precision: Precision, device: torch.device, vocabulary: Any) -> Run:
+    electra = Electra(settings.model).to(device).train()
+    optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
+    return Run(settings, settings.model, Path(), device, precision, vocabulary, None, electra, electra, optimizer,
+               precision.scaler())
 
 
 class Peer(nn.Module):
@@ -206,6 +214,61 @@ def measure(args: argparse.Namespace, precision_name: str) -> dict[str, dict[str
     return found
 
 
+def script_beside_step(args: argparse.Namespace, precision_name: str) -> None:
+    """Pretraining.py's own tokens_per_second over its last steps, evaluations and saves (one in 5,000 steps) left out."""
+    steps, device = 2 * SCRIPT_STEPS, pick_device(args.device)
+    ratios = []
+    step = ours(args, precision_name)
+    seconds(step, 0, device)
+    for _ in range(args.pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = {"--config": Path(__file__).parent.parent / "configs" / "electra_small.toml", "--corpus": args.corpus,
+                     "--vocab": args.vocab, "--output": Path(folder) / "run", "--cache": args.cache, "--steps": steps,
+                     "--batch-size": args.batch, "--max-length": args.length, "--precision": precision_name,
+                     "--log-every": SCRIPT_STEPS, "--save-every": steps, "--eval-examples": 32,
+                     "--device": device.type}
+            command = [sys.executable, "Pretraining.py", *(str(word) for flag in flags.items() for word in flag)]
+            subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+            *_, last = (json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+                        if "tokens_per_second" in line)
+        bare = statistics.median(seconds(step, number, device) for number in range(1, 1 + SCRIPT_STEPS))
+        ratios.append(last["tokens_per_second"] * bare / (args.batch * args.length))
+    print(f"{precision_name}: Pretraining.py runs at {statistics.median(ratios):.3f} of the bare step's rate "
+          f"({', '.join(f'{ratio:.3f}' for ratio in ratios)})")
+
+
+def lines_beside_padding(args: argparse.Namespace, precision_name: str) -> None:
+    """Tokens that aren't padding, a second, of batches of similar length and of the same padded to the full length."""
+    settings, device = settings_of(args), pick_device(args.device)
+    vocabulary, data = prepare((args.corpus,), str(args.vocab), settings.model.vocab_size, args.length, "line", args.cache)
+    batches = TrainingBatches(Collator(data.train, vocabulary, args.length), args.batch, True, 0)
+    short = [batches[number] for number in range(args.pairs)]
+
+    def padded(tensor: Tensor) -> Tensor:
+        return F.pad(tensor, (0, args.length - tensor.shape[1]))
+    run = run_of(settings, pick_precision(precision_name, device), device, vocabulary)
+    rng = torch.Generator(device)
+    ratios, rates, differences = [], [], []
+    for number, batch in enumerate([short[0], *short]):  # the first warms up
+        times = []
+        for some in (batch, Batch(*map(padded, batch))):
+            times.append(seconds(lambda step, some=some: training_step(run, some, step, rng), 1, device))
+        masked = mask_tokens(batch, vocabulary, settings.mask_prob, args.length, rng)
+        draws = sampler_draws(masked.positions.shape, settings.model.vocab_size, device, rng)
+        run.electra.eval()
+        with torch.no_grad():
+            one = run.electra(*batch, *masked, draws)
+            other = run.electra(*map(padded, batch), padded(masked.ids), *masked[1:], draws)
+        run.electra.train()
+        differences += [abs(a.sum() / b.sum() - 1).item() for a, b in zip(one[:2], other[:2], strict=True)]
+        if number:
+            ratios.append(times[1] / times[0])
+            rates.append(batch.mask.sum().item() / times[0])
+    print(f"{precision_name}: line examples, {statistics.median(rates):,.0f} tokens/s that aren't padding, "
+          f"{statistics.median(ratios):.2f} times those of full-length batches ({', '.join(f'{r:.2f}' for r in ratios)}); "
+          f"losses differ by at most {max(differences):.1e} relative")
+
+
 def profile(args: argparse.Namespace, precision_name: str) -> None:
     step = STEPS[args.steps[0]](args, precision_name)
     step(0)
@@ -224,6 +287,9 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--corpus", type=Path, help="text for Pretraining.py beside the bare step")
+    parser.add_argument("--vocab", type=Path, help="BERT's vocab.txt, with --corpus")
+    parser.add_argument("--cache", type=Path, default=Path("data/cache").resolve())
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--profile", action="store_true", help="show where a step of the first of --steps spends its time")
     parser.add_argument("--measure-memory", choices=list(STEPS), help=argparse.SUPPRESS)
@@ -236,6 +302,10 @@ def main() -> None:
     for precision_name in args.precision:
         if args.profile:
             profile(args, precision_name)
+            continue
+        if args.corpus:
+            script_beside_step(args, precision_name)
+            lines_beside_padding(args, precision_name)
             continue
         results[precision_name] = found = measure(args, precision_name)
         print(f"\n{precision_name}, {args.batch} x {args.length} tokens, {pick_device(args.device)}, "
