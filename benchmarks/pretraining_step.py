@@ -217,9 +217,12 @@ def measure(args: argparse.Namespace, precision_name: str) -> dict[str, dict[str
 def script_beside_step(args: argparse.Namespace, precision_name: str) -> None:
     """Pretraining.py's own tokens_per_second over its last steps, evaluations and saves (one in 5,000 steps) left out."""
     steps, device = 2 * SCRIPT_STEPS, pick_device(args.device)
-    ratios = []
-    step = ours(args, precision_name)
-    seconds(step, 0, device)
+    ratios, settings = [], settings_of(args)
+    vocabulary, data = prepare((args.corpus,), str(args.vocab), settings.model.vocab_size, args.length, "packed", args.cache)
+    batches = TrainingBatches(Collator(data.train, vocabulary, args.length), args.batch, False, 0)
+    some = [batches[SCRIPT_STEPS + number] for number in range(SCRIPT_STEPS)]  # those of the script's window
+    run, rng = run_of(settings, pick_precision(precision_name, device), device, vocabulary), torch.Generator(device)
+    seconds(lambda step: training_step(run, some[0], step, rng), 0, device)
     for _ in range(args.pairs):
         with tempfile.TemporaryDirectory() as folder:
             flags = {"--config": Path(__file__).parent.parent / "configs" / "electra_small.toml", "--corpus": args.corpus,
@@ -231,8 +234,8 @@ def script_beside_step(args: argparse.Namespace, precision_name: str) -> None:
             subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
             *_, last = (json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
                         if "tokens_per_second" in line)
-        bare = statistics.median(seconds(step, number, device) for number in range(1, 1 + SCRIPT_STEPS))
-        ratios.append(last["tokens_per_second"] * bare / (args.batch * args.length))
+        bare = sum(seconds(lambda step, batch=batch: training_step(run, batch, step, rng), 1, device) for batch in some)
+        ratios.append(last["tokens_per_second"] * bare / sum(batch.mask.sum().item() for batch in some))
     print(f"{precision_name}: Pretraining.py runs at {statistics.median(ratios):.3f} of the bare step's rate "
           f"({', '.join(f'{ratio:.3f}' for ratio in ratios)})")
 
