@@ -1,44 +1,62 @@
 """Lines of text in, masked pretraining batches out: corpus, vocabulary, examples, token store, batches, masking.
 
+    python dataset.py --wiki PATH ... --books PATH ... --output corpus.txt    # Wikipedia and books to such lines
+
 Shapes: B rows, L tokens a row, K masked slots a row.
 """
 
 import ast
 import bz2
+import codecs
 import contextlib
 import gzip
 import hashlib
+import html
 import importlib.metadata
 import io
 import json
 import lzma
 import math
+import multiprocessing
 import os
 import random
 import re
 import shutil
+import signal
 import sys
 import sysconfig
+import unicodedata
 import zlib
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice, repeat
+from itertools import groupby, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from xml.etree import ElementTree
 
 import huggingface_hub
+import mwparserfromhell
 import numpy as np
+import sentencex
 import torch
+import tyro
 from huggingface_hub import constants
+from markdown_it import MarkdownIt
+from mwparserfromhell import nodes
+from mwparserfromhell.wikicode import Wikicode
+from pebble import ProcessExpired, ProcessPool
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, replacing, shuffled
+from utils import InputError, locked, replacing, reports_input_errors, shuffled
 
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 STDIN = Path("-")
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt"]
@@ -87,19 +105,18 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
 
     STDIN is standard input. InputError for a file that can't be read.
     """
-    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     for path in paths:
         blank, ended = True, True  # was the last line blank, and read to its end?
         try:
             with (contextlib.nullcontext(standard_input()) if path == STDIN else
-                  openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace")) as file:
+                  OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace")) as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
                     text = line.strip()
                     if text or (ended and not blank):
                         yield text
                         blank = not text
                     ended = line.endswith("\n")
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        except READ_ERRORS as error:
             raise InputError(f"text file {path} can't be read: {error}") from None
         if not blank:
             yield ""
@@ -133,6 +150,661 @@ def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
         return Corpus(paths, lines, invalid, True, range(lines - max(lines // HELDOUT_SHARE, min(20, lines // 5)), lines))
     heldout = random.Random(0).sample(range(ends), max(FEWEST_HELDOUT, ends // HELDOUT_SHARE))
     return Corpus(paths, lines, invalid, False, frozenset(heldout))
+
+
+# Conversion: Wikipedia and books to one sentence a line
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Converts Wikipedia and books to one text file: a sentence a line, a blank line after each document."""
+
+    output: str
+    """Text file to write; one that is there is not overwritten."""
+    wiki: tuple[str, ...] = ()
+    """MediaWiki XML dumps, WikiExtractor's output (<doc> or --json), data sets with a column "text" (.parquet, .arrow,
+    .jsonl), any of them also as .gz, .bz2 or .xz, folders of them, or a data set's name on the hub with its configuration:
+    wikimedia/wikipedia:20231101.en."""
+    books: tuple[str, ...] = ()
+    """Books as plain text or Markdown, text with a sentence a line, data sets as above, folders of them (there: .txt, .md,
+    .parquet, .arrow, .jsonl), or a data set's name on the hub."""
+    language: str = "en"
+    """Code of the language whose rules split sentences."""
+    processes: int = 0
+    """Processes that parse and split; 0: one for each core. The output is the same."""
+
+
+UNIT = 1 << 19  # bytes that a process converts at a time
+LONGEST_RECORD = 1 << 26  # bytes of a page or row; more is taken as damage
+LONGEST_BOOK = 1 << 22  # bytes; longer texts, as BookCorpus in one file, are cut into documents of this size
+PATIENCE = 60.0  # seconds for a unit, then for each of its records alone
+TOLD = 10  # damages that are named one by one
+SEEN_SLOTS = 1 << 24  # digests of documents that are remembered, in 128 MiB: all of the first 14 million or so
+SEEN_PROBES = 64
+
+DAMAGED_FILE, DAMAGED, FAILING, HANGING = BROKEN = (
+    "files damaged, in part or whole", "pages and rows damaged", "pages on which the parser fails",
+    "pages on which the parser hangs or dies")
+MARKUP, FRAGMENT = "sentences with formulas or left-over markup", "headings, list entries and fragments"
+
+
+class Source(NamedTuple):
+    """One file, or a data set on the hub."""
+
+    name: str
+    path: Path | None
+    kind: str  # a key of READERS, or of datasets' readers; "damaged" where not even its beginning can be read
+    wiki: bool
+    namespaces: str = ""  # regular expression of a dump's own names for those of NO_PROSE
+
+
+class Found(NamedTuple):
+    """A document as a reader finds it, or why it is none."""
+
+    title: str
+    paragraphs: list[str]
+    dropped: str = ""
+    split: bool = False  # the paragraphs are sentences already
+
+
+class Document(NamedTuple):
+    """A document as it is written, or why it isn't."""
+
+    title: str
+    text: str  # a sentence a line
+    dropped: str
+    left_out: Counter  # what isn't in `text`, by its reason
+
+
+@reports_input_errors
+def main(argv: list[str]) -> int:
+    settings = tyro.cli(Conversion, args=argv)
+    output = Path(settings.output)
+    for message, wrong in {
+        "nothing to convert: name Wikipedia with --wiki, books with --books": not settings.wiki + settings.books,
+        f"--output {output} is there already: delete it or choose another": output.exists(),
+        f"--processes {settings.processes} must be at least 0": settings.processes < 0,
+    }.items():
+        if wrong:
+            raise InputError(message)
+    sources = [source for name in settings.wiki for source in find_sources(name, True)]
+    sources += [source for name in settings.books for source in find_sources(name, False)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as Ctrl-C does, without the temporary file
+    output.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(source.path.stat().st_size for source in sources if source.path)
+    with (replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file,
+          tqdm(desc="Converting", total=size or None, unit="B", unit_scale=True, mininterval=1, disable=None) as bar):
+        bundles = (bundle for source in sources for bundle in bundled(source, bar))
+        tally = write_documents(file, converted(bundles, settings.processes or cpu_count(), settings.language))
+        if not tally["documents"]:
+            reasons = ", ".join(f"{count:,} {name}" for name, count in tally.most_common() if count)
+            raise InputError(f"no document in {', '.join(settings.wiki + settings.books)}; left out: {reasons or 'nothing'}")
+    print(f"{output}:")
+    for name in ("documents", "sentences", "words"):
+        print(f"{tally.pop(name):>16,} {name}")
+    print("left out:")
+    for name, count in tally.most_common():
+        print(f"{count:>16,} {name}")
+    return 0
+
+
+def write_documents(file: TextIO, documents: Iterable[Document]) -> Counter:
+    """Writes those that hold text and weren't there before; counts them, their sentences and words, and what is left out."""
+    tally, seen = Counter(), SeenDocuments()
+    for document in documents:
+        tally.update(document.left_out)
+        dropped = document.dropped or ("" if seen.add(document.text) else "duplicates of other documents")
+        if not dropped:
+            file.write(document.text + "\n")
+            tally.update(documents=1, sentences=document.text.count("\n"), words=len(document.text.split()))
+            continue
+        tally[dropped] += 1
+        if dropped in BROKEN and sum(tally[reason] for reason in BROKEN) <= TOLD:
+            tqdm.write(f"warning: left out of {dropped}: {document.title}", file=sys.stderr)
+    return tally
+
+
+class SeenDocuments:
+    """Digests of the documents so far, in memory that doesn't grow; where it is full, old ones are forgotten."""
+
+    def __init__(self) -> None:
+        self.table = np.full(SEEN_SLOTS + SEEN_PROBES, 1, np.uint64)  # 1: free; written, so that no page comes later
+
+    def add(self, text: str) -> bool:
+        """Whether the text is new."""
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) | 2
+        probes = self.table[key % SEEN_SLOTS:][:SEEN_PROBES]
+        if (probes == key).any():
+            return False
+        free = np.flatnonzero(probes == 1)
+        probes[free[0] if len(free) else (key >> 32) % SEEN_PROBES] = key
+        return True
+
+
+# Its sources
+
+
+def find_sources(name: str, wiki: bool) -> list[Source]:
+    """The files that `name` stands for, in alphabetical order; InputError if there is none."""
+    path, flag = Path(name), "--wiki" if wiki else "--books"
+    if not path.exists():
+        return [Source(name, None, "hub", wiki)]
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = [file for file in files if not file.name.startswith((".", "_"))]
+    sources = [source for file in files if (source := find_kind(file, wiki, named=file == path)).kind]
+    if not sources:
+        wanted = "a MediaWiki XML dump, WikiExtractor's output" if wiki else "text (.txt), Markdown (.md)"
+        raise InputError(f"{flag} {name} holds nothing known: {wanted}, or .parquet, .arrow or .jsonl with a column text")
+    return sources
+
+
+def find_kind(path: Path, wiki: bool, named: bool) -> Source:
+    """How a file is to be read, by what it begins with; without a kind for one of another sort."""
+    suffix = Path(path.stem if path.suffix in OPENERS else path.name).suffix.lower()
+    try:
+        head = next(file_chunks(path), b"")
+    except READ_ERRORS:
+        return Source(str(path), path, "damaged", wiki)
+    if head.startswith((b"PAR1", b"\xff\xff\xff\xff")):
+        return Source(str(path), path, "parquet" if head.startswith(b"PAR1") else "arrow", wiki)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"{") and (wiki or suffix.startswith(".json")):
+        return Source(str(path), path, "json", wiki)
+    if not wiki:
+        kind = "markdown" if suffix in (".md", ".markdown") else "book" if suffix == ".txt" or named else ""
+        return Source(str(path), path, kind, wiki)
+    if text.startswith(b"<mediawiki") or b"<page>" in text:
+        names = re.findall(rf'<namespace key="(?:{"|".join(NO_PROSE)})"[^>]*>([^<]+)<', text.decode(errors="replace"))
+        return Source(str(path), path, "dump", wiki, "|".join(map(re.escape, names)))
+    return Source(str(path), path, "extracted" if b"<doc " in text else "", wiki)
+
+
+def file_chunks(path: Path, bar: tqdm | None = None) -> Iterator[bytes]:
+    """A file's bytes, unpacked; `bar` follows the place in the file itself."""
+    before = 0
+    with open(path, "rb") as raw:
+        file = OPENERS[path.suffix](raw, "rb") if path.suffix in OPENERS else raw
+        while chunk := file.read1(UNIT):
+            if bar is not None:
+                bar.update(raw.tell() - before)
+            before = raw.tell()
+            yield chunk
+
+
+def bundled(source: Source, bar: tqdm) -> Iterator[tuple[Source, list[Any]]]:
+    """A source's records (each a Found, or what its reader takes), about a UNIT at a time; damage ends it, as a record."""
+    records, size = [], 0
+    try:
+        for record in READS[source.kind](source, bar):
+            records.append(record)
+            size += len(record)
+            if size >= UNIT:
+                yield source, records
+                records, size = [], 0
+    except InputError:
+        raise
+    except Exception as error:  # of decompressors, Arrow and data sets: each its own type
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        records.append(Found(f"{source.name} ({reason})", [], DAMAGED_FILE))
+    if records:
+        yield source, records
+
+
+def read_ended(end: bytes, source: Source, bar: tqdm) -> Iterator[bytes]:
+    """A file's stretches up to each `end`; the last one may lack it."""
+    rest = b""
+    try:
+        for chunk in file_chunks(source.path, bar):
+            *whole, rest = (rest + chunk).split(end)
+            yield from (record + end for record in whole)
+            if len(rest) > LONGEST_RECORD:
+                yield rest[:UNIT]
+                rest = b""
+    except READ_ERRORS:
+        yield rest
+        raise
+    yield rest
+
+
+def read_parts(source: Source, bar: tqdm) -> Iterator[bytes]:
+    """A book's text; a longer one's in parts."""
+    rest = bytearray()
+    try:
+        for chunk in file_chunks(source.path, bar):
+            rest += chunk
+            if len(rest) > LONGEST_BOOK:
+                end = rest.rfind(b"\n") + 1 or len(rest)
+                yield bytes(rest[:end])
+                del rest[:end]
+    except READ_ERRORS:
+        yield bytes(rest)
+        raise
+    yield bytes(rest)
+
+
+def read_json(source: Source, bar: tqdm) -> Iterator[Any]:
+    """The texts of a file with a JSON object a line."""
+    def rows() -> Iterator[Any]:
+        for number, line in enumerate(read_ended(b"\n", source, bar), 1):
+            try:
+                yield json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                yield Found(f"{source.name}, line {number}", [], DAMAGED)
+    return whole_texts(rows(), source.wiki)
+
+
+def read_rows(source: Source, bar: tqdm) -> Iterator[Any]:
+    """The texts of a data set, streamed; InputError without a column of that name, or without the hub where it is there."""
+    import datasets  # here, because it takes two seconds
+    if source.path:
+        rows = datasets.load_dataset(source.kind, data_files=str(source.path), split="train", streaming=True)
+        bar.update(source.path.stat().st_size)
+    else:
+        name, _, configuration = source.name.partition(":")
+        check_hub_name(name, wanted := f"{'--wiki' if source.wiki else '--books'} {source.name} is no file or folder here")
+        try:
+            reach_hub()
+            rows = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+        except Exception as error:  # no network, no such set, no such configuration: each its own type
+            raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__}): name it as "
+                             "wikimedia/wikipedia:20231101.en, or files that are here") from None
+    if rows.column_names and "text" not in rows.column_names:
+        raise InputError(f"{source.name} has the columns {', '.join(rows.column_names)}: \"text\" is wanted")
+    return whole_texts((row["text"] or "" for row in rows), source.wiki)
+
+
+def whole_texts(rows: Iterator[Any], wiki: bool) -> Iterator[Any]:
+    """Articles as they are; of books the rows that are single lines put together, as BookCorpus has them."""
+    if wiki:
+        yield from rows
+        return
+    lines, size = [], 0
+    for row in rows:
+        single = isinstance(row, str) and "\n" not in row.strip()
+        if lines and (not single or size > LONGEST_BOOK):
+            yield "\n".join(lines)
+            lines, size = [], 0
+        if not single:
+            yield row
+            continue
+        lines.append(row)
+        size += len(row)
+    if lines:
+        yield "\n".join(lines)
+
+
+def read_damaged(source: Source, bar: tqdm) -> Iterator[Found]:
+    yield Found(source.name, [], DAMAGED_FILE)
+
+
+READS: dict[str, Callable[[Source, tqdm], Iterator[Any]]] = {
+    "dump": partial(read_ended, b"</page>"), "extracted": partial(read_ended, b"</doc>"), "json": read_json,
+    "book": read_parts, "markdown": read_parts, "parquet": read_rows, "arrow": read_rows, "hub": read_rows,
+    "damaged": read_damaged}
+
+
+# Its processes
+
+
+def cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def converted(bundles: Iterator[tuple[Source, list[Any]]], processes: int, language: str) -> Iterator[Document]:
+    """The documents of all records in their order. A process that hangs or dies is replaced and costs the record alone."""
+    with ProcessPool(processes, context=multiprocessing.get_context("fork")) as pool:
+        def send(source: Source, records: list[Any]) -> Any:
+            return pool.schedule(convert, args=[source, records, language], timeout=PATIENCE)
+
+        def received(source: Source, records: list[Any], future: Any) -> list[Document]:
+            try:
+                return future.result()
+            except (TimeoutError, ProcessExpired):
+                if len(records) == 1:
+                    return [Document(record_title(source, records[0]), "", HANGING, Counter())]
+                return [document for record in records for document in received(source, [record], send(source, [record]))]
+
+        waiting: deque = deque()
+        try:
+            for source, records in bundles:
+                waiting.append((source, records, send(source, records)))
+                if len(waiting) > 2 * processes:
+                    yield from received(*waiting.popleft())
+            while waiting:
+                yield from received(*waiting.popleft())
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def convert(source: Source, records: list[Any], language: str) -> list[Document]:
+    """Records to documents, in a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+    documents = []
+    for record in records:
+        try:
+            found = [record] if isinstance(record, Found) else list(READERS[source.kind](source, record))
+            documents += [finished(some, source.wiki, language) for some in found]
+        except Exception:  # whatever a page may do to a parser
+            documents.append(Document(record_title(source, record), "", FAILING, Counter()))
+    return documents
+
+
+def record_title(source: Source, record: Any) -> str:
+    """What a message calls a record."""
+    text = record.decode(errors="replace") if isinstance(record, bytes) else str(record)
+    title = re.search(r"<title>(.*?)</title>|<doc [^\n]*title=\"(.*?)\">", text)
+    return f"{html.unescape(title[1] or title[2])} in {source.name}" if title else source.name
+
+
+def finished(found: Found, wiki: bool, language: str) -> Document:
+    """Sentences of the paragraphs that are prose."""
+    lines, left_out = [], Counter()
+    for paragraph in found.paragraphs:
+        if not found.split and not is_prose(paragraph, SHORTEST_PARAGRAPH if wiki else 1):
+            left_out[FRAGMENT] += bool(paragraph)
+            continue
+        for sentence in [paragraph] if found.split else sentences(paragraph, language):
+            if LEFT_OVER.search(sentence):
+                left_out[MARKUP] += 1
+            elif any(map(str.isalnum, sentence)):
+                lines.append(sentence)
+    text = "".join(f"{line}\n" for line in lines)
+    return Document(found.title, text, found.dropped or ("" if text else "documents without prose"), left_out)
+
+
+# Its text
+
+# Zero-width and control characters, soft hyphens; line ends of other sorts are folded with the white space
+INVISIBLE = dict.fromkeys([*range(9), *range(14, 28), *range(127, 133), *range(134, 160), 0xAD, *range(0x200B, 0x2010),
+                           *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF])
+SHORTEST_PARAGRAPH = 40  # bytes; shorter lines of an article are headings
+LONGEST_HEADING = 160
+HOLE = "\ufffc"  # where a formula stood; the sentence is left out
+LEFT_OVER = re.compile(rf"{HOLE}|\b(?:formula|codice)_\d|\[\[|\]\]|\{{\{{|\}}\}}|\||'''|==|<[A-Za-z/]|&#?\w+;")
+BEFORE_NUMBER = re.compile(r"\b(?:art|ch|figs?|nos?|op|pp?|vols?|v|jan|feb|mar|apr|aug|sept?|oct|nov|dec)\.$", re.IGNORECASE)
+BEFORE_NAME = re.compile(r"\b(?:M|Mme|Mrs?|Ms|Messrs|Dr|St|Prof|Rev|Hon|Capt|Col|Gen|Lt|Lieut|Maj|Sgt|Sen)\.$|^\W*\d+[.)]\W*$")
+QUOTATION = re.compile(r"([\"“«])([^\"“”«»]+)([\"”»])")
+GAPS = (  # what dropped templates, notes and dashes leave: empty brackets, blanks and commas beside punctuation
+    (re.compile(r"[(\[][\s,;:/–-]*[)\]]|\"\"|“”|^[\s,;:*#]+"), ""), (re.compile(r"([(\[])[\s,;:]+"), r"\1"),
+    (re.compile(r"[\s,;]+([)\]])"), r"\1"), (re.compile(r"\s+([,;]|\.(?=\s|$))"), r"\1"), (re.compile(r",(?=[,.])"), ""))
+
+
+def tidy(text: str) -> str:
+    """Unicode NFC, entities as characters, white space folded, nothing invisible."""
+    text = html.unescape(html.unescape(text)) if "&" in text else text
+    return " ".join(unicodedata.normalize("NFC", text).translate(INVISIBLE).split())
+
+
+def closed(text: str) -> str:
+    """A tidy paragraph without GAPS."""
+    text = tidy(text)
+    for pattern, replacement in GAPS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def is_prose(paragraph: str, shortest: int) -> bool:
+    """Whether it ends in punctuation and has `shortest` bytes, or is too long for a heading or an entry of a list."""
+    ended = unicodedata.category(paragraph.rstrip(" )]*")[-1:] or "x").startswith("P")
+    return len(paragraph) > LONGEST_HEADING or (ended and len(paragraph.encode()) >= shortest)
+
+
+def sentences(text: str, language: str = "en") -> list[str]:
+    """Split by sentencex, and quotations of several sentences too; mended where it splits before a small letter, a name or
+    a number."""
+    found: list[str] = []
+    for part in map(str.strip, sentencex.segment(language, text)):
+        if found and (part[:1].islower() or BEFORE_NAME.search(found[-1]) or
+                      (part[:1].isdigit() and BEFORE_NUMBER.search(found[-1]))):
+            found[-1] += f" {part}"
+        elif quotation := QUOTATION.fullmatch(part):
+            first, *more = sentences(quotation[2], language) or [""]
+            found += [quotation[1] + first, *more]
+            found[-1] += quotation[3]
+        elif part:
+            found.append(part)
+    return found
+
+
+# Its articles
+
+NO_PROSE = ("6", "14")  # keys of the namespaces whose links show no prose: files and categories
+LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:\S|simple:\S")
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
+HEADING = re.compile(r"^(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*$", re.MULTILINE)
+LIST_SECTIONS = {"references", "external links", "see also", "notes", "notes and references", "references and notes",
+                 "footnotes", "citations", "sources", "bibliography", "further reading", "works cited", "gallery"}
+DISAMBIGUATION = re.compile(
+    r"\{\{\s*(?:[\w -]+ )?(?:disambig|disambiguation|disamb|dab|hndis|geodis|begriffsklärung|homonymie|desambiguación|"
+    r"desambiguação|disambigua|неоднозначность|αποσαφήνιση)\s*[|}]|__DISAMBIG__", re.IGNORECASE)
+MAY_REFER = re.compile(r"[^.]{0,200}\b(?:may|can) (?:also )?(?:refer to|mean)\b[^.]*:")
+HOLES = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score"}  # tags and templates: what they show is no text
+UNSEEN = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "source", "syntaxhighlight",
+          "pre", "templatestyles", "section", "indicator", "includeonly"}
+TEMPLATES = {"lang": "{2}", "transl": "{2}", "nowrap": "{1}", "nobr": "{1}", "abbr": "{1}", "as of": "as of {1}",
+             "circa": "c. {1}", "c.": "c. {1}", "snd": " – ", "spaced ndash": " – ", "ndash": "–", "mdash": "—", "'": "'",
+             "'s": "'s", "val": "{1}", "ill": "{1}", "quote": "\n{1}\n", "blockquote": "\n{1}\n", "convert": "{1} {2}",
+             "cvt": "{1} {2}"}  # of the templates inside sentences the most frequent, and what they show of their arguments
+RANGES = {"to", "and", "or", "by", "x", "-", "–"}  # between two values of {{convert}}
+HTML_TAG = re.compile(r"</?(?:a|abbr|b|big|blockquote|br|center|cite|code|dd|div|dl|dt|em|font|h\d|hr|i|li|nowiki|ol|p|poem|"
+                      r"ref|s|small|span|strike|strong|su[bp]|t[dhrt]|table|tt|u|ul|var)\b[^<>]*>", re.IGNORECASE)
+EXTRACTOR_MARK = re.compile(r"^(?:BULLET|Section|INDENT|NUMBERED)::::.*$", re.MULTILINE)
+
+
+def read_pages(source: Source, record: bytes) -> Iterator[Found]:
+    """The page of a MediaWiki dump that ends here; before it, perhaps, the beginnings of damaged ones."""
+    head, *pages = record.split(b"<page>")
+    broken = pages[:-1] + ([head] if b"<title>" in head else [])
+    for page in pages[-1:]:
+        try:
+            tree = ElementTree.fromstring(b"<page>" + page)
+        except ElementTree.ParseError:
+            broken.append(page)
+            continue
+        title, text = tree.findtext("title", ""), "".join(part.text or "" for part in tree.findall("revision/text")[-1:])
+        if tree.findtext("ns", "0") != "0":
+            yield Found(title, [], "pages of other namespaces")
+        elif tree.find("redirect") is not None or re.match(r"\s*#redirect", text, re.IGNORECASE):
+            yield Found(title, [], "redirects")
+        elif "(disambiguation)" in title or DISAMBIGUATION.search(text):
+            yield Found(title, [], "disambiguation pages")
+        else:
+            yield Found(title, article_paragraphs(wikitext_prose(text, source.namespaces)))
+    yield from (Found(record_title(source, page), [], DAMAGED) for page in broken)
+
+
+def read_extracted(source: Source, record: bytes) -> Iterator[Found]:
+    """The article of WikiExtractor's output that ends here; its first line is its title."""
+    _, *articles = record.decode(errors="replace").split("<doc ")
+    for number, article in enumerate(articles, 1):
+        head, _, text = article.partition(">\n")
+        title = record_title(source, f"<doc {head}>")
+        if number < len(articles) or not text.endswith("</doc>"):
+            yield Found(title, [], DAMAGED)
+        else:
+            yield read_article(title, text.removesuffix("</doc>").partition("\n")[2])
+
+
+def read_row(source: Source, record: str) -> Iterator[Found]:
+    """An article, or what `whole_texts` makes of books."""
+    yield from [read_article(record[:80], record)] if source.wiki else read_book(source, record.encode())
+
+
+def read_article(title: str, text: str) -> Found:
+    """An article as plain text, a paragraph or a heading a line."""
+    lines = EXTRACTOR_MARK.sub("", text).split("\n")
+    ends = (number for number, line in enumerate(lines) if line.strip(" .:").casefold() in LIST_SECTIONS)
+    paragraphs = article_paragraphs("\n".join(lines[:next(ends, None)]))
+    disambiguation = "(disambiguation)" in title or MAY_REFER.fullmatch(next(filter(None, paragraphs), ""))
+    return Found(title, paragraphs, "disambiguation pages" if disambiguation else "")
+
+
+def article_paragraphs(text: str) -> list[str]:
+    """Lines without tags and emphasis."""
+    return list(map(closed, HTML_TAG.sub("", html.unescape(text)).replace("'''", "").replace("''", "").split("\n")))
+
+
+def wikitext_prose(text: str, namespaces: str) -> str:
+    """What wikitext shows as prose, a paragraph a line, HOLE for formulas; without LIST_SECTIONS."""
+    text, parts, start, left_out = COMMENT.sub("", text), [], 0, 0
+    for heading in HEADING.finditer(text):
+        level = len(heading[1])
+        parts += [] if left_out else [text[start:heading.start()]]
+        if not left_out or level <= left_out:
+            left_out = level if heading[2].strip("' ").casefold() in LIST_SECTIONS else 0
+        start = heading.end()
+    parts += [] if left_out else [text[start:]]
+    unseen = re.compile(rf"\s*(?:File|Image|Media|Category{namespaces and '|' + namespaces})\s*:", re.IGNORECASE)
+    return shown(mwparserfromhell.parse("\n".join(parts)), unseen)
+
+
+def shown(code: Wikicode, unseen: re.Pattern) -> str:
+    """The text that a reader of the page sees, that of nodes inside nodes included."""
+    parts = []
+    for node in code.nodes:
+        if isinstance(node, nodes.Text):
+            parts.append(node.value)
+        elif isinstance(node, nodes.Wikilink):
+            title = str(node.title)
+            if not unseen.match(title) and (node.text is not None or not LANGUAGE_LINK.match(title)):
+                parts.append(shown(node.text, unseen) if node.text is not None else title.lstrip(":"))
+        elif isinstance(node, nodes.ExternalLink) and node.title is not None:
+            parts.append(shown(node.title, unseen))
+        elif isinstance(node, nodes.HTMLEntity):
+            parts.append(html.unescape(str(node)))
+        elif isinstance(node, nodes.Template):
+            parts.append(shown_template(node, unseen))
+        elif isinstance(node, nodes.Tag):
+            name = str(node.tag).strip().lower()
+            if name in HOLES:
+                parts.append(HOLE)
+            elif name in ("br", "li", "dd", "dt", "p"):
+                parts.append("\n")
+            if name not in UNSEEN | HOLES and node.contents is not None:
+                parts.append(shown(node.contents, unseen))
+    return "".join(parts)
+
+
+def shown_template(node: nodes.Template, unseen: re.Pattern) -> str:
+    """Text of one of TEMPLATES, HOLE for one of HOLES, else nothing."""
+    name = str(node.name).strip().casefold()
+    if name not in TEMPLATES:
+        return HOLE if name in HOLES else ""
+    arguments = {str(argument.name).strip(): shown(argument.value, unseen).strip() for argument in node.params}
+    wanted = "{1} {2} {3} {4}" if "{2}" in TEMPLATES[name] and arguments.get("2") in RANGES else TEMPLATES[name]
+    return re.sub(r"\{(\d)\}", lambda place: arguments.get(place[1], ""), wanted)
+
+
+# Its books
+
+WIDEST = 100  # characters: text whose lines are mostly shorter is hard-wrapped
+SENTENCE_LINES = 500  # by which it is seen whether a text has a sentence a line
+GUTENBERG = re.compile(r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.*?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)$|"
+                       r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:the )?Project Gutenberg).*\Z",
+                       re.DOTALL | re.MULTILINE | re.IGNORECASE)
+CREDITS = re.compile(r"(?:produced by|e-?text prepared by|transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
+PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W*", re.IGNORECASE)
+PAGE_MARK = re.compile(r"[\[{](?:pg|page)?\.?\s*\d+[\]}]|\[(?:illustration|footnote)[^\]]*\]", re.IGNORECASE)
+EMPHASIS = re.compile(r"(?<!\w)_(?=\S)(.+?)(?<=\S)_(?!\w)", re.DOTALL)
+CHAPTER = re.compile(
+    r"(?i:(?:chapter|book|part|volume|vol\.|canto|act|scene|section|stave|letter|appendix)\s+(?:the\s+)?(?:[\divxlc]+|one|two|three|"
+    r"four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth|fifth|last))\b(?![ ,;]+[a-z]).*|"
+    r"(?i:(?:table of )?contents|preface|prologue|epilogue|introduction|the end|finis|dedication|(?:list of )?illustrations|"
+    r"footnotes?|notes|index|errata)\W*")
+
+
+def read_book(source: Source, record: bytes) -> Iterator[Found]:
+    """The paragraphs of a book, or the documents of a text with a sentence a line."""
+    text = decoded(record)
+    if source.kind == "markdown":
+        yield Found(source.name, [closed(p) for p in markdown_paragraphs(text) if not is_heading(p)])
+        return
+    lines = text.split("\n")
+    if has_sentence_lines(lines):
+        for blank, some in groupby(lines, lambda line: not line.strip()):
+            if not blank:
+                yield Found(source.name, list(map(tidy, some)), split=True)
+        return
+    paragraphs = joined_paragraphs(GUTENBERG.sub("", text).split("\n"))
+    yield Found(source.name, [closed(p) for p in paragraphs if not is_heading(p) and not CREDITS.match(p)])
+
+
+def decoded(record: bytes) -> str:
+    """UTF-8 with or without a mark, UTF-16 with one; lines that are neither are read as Windows' Latin-1."""
+    if record.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = record.decode("utf-16", "replace")
+    else:
+        try:
+            text = record.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = "\n".join(decoded_line(line) for line in record.split(b"\n"))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded_line(line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return line.decode("cp1252", "replace")
+
+
+def markdown_paragraphs(text: str) -> list[str]:
+    """Paragraphs without headings, code, pictures, links' addresses and emphasis."""
+    blanks = {"softbreak": " ", "hardbreak": " "}
+    return ["".join(blanks.get(child.type, child.content) for child in token.children
+                    if child.type in ("text", "code_inline", *blanks))
+            for before, token in pairwise(MarkdownIt().parse(text)) if before.type == "paragraph_open"]
+
+
+def has_sentence_lines(lines: list[str]) -> bool:
+    """Whether most lines are single sentences, as BookCorpus's, rather than paragraphs or parts of one."""
+    sample = lines[:SENTENCE_LINES]
+    held = [line.strip() for line in sample if line.strip()]
+    ended = sum(not line[-1].isalnum() and line[-1] not in ",;" for line in held)
+    return (len(held) > 0.8 * len(sample) and ended > 0.8 * len(held)
+            and sum(len(sentences(line)) for line in held) < 1.1 * len(held))
+
+
+def joined_paragraphs(lines: list[str]) -> list[str]:
+    """Paragraphs of text whose lines may be hard-wrapped.
+
+    A line goes on in the next one if the next one's first word would not have fitted into it; a paragraph in the next one
+    if it is long or the next one begins small, but it has no end: there a page ended.
+    """
+    lines = [PAGE_MARK.sub("", line).rstrip() for line in lines if not line.strip() or not PAGE_NUMBER.fullmatch(line)]
+    lengths = sorted(len(line) for line in lines if line)
+    usual = lengths[len(lengths) * 9 // 10] if lengths else 0
+    paragraphs: list[str] = []
+    for blank, some in groupby(lines, lambda line: not line.strip()):
+        block = [] if blank else list(some)
+        widest = max(map(len, block), default=0)
+        width = usual if usual <= WIDEST else widest if WIDEST // 2 <= widest <= WIDEST else 0
+        for before, line in pairwise(["", *block]):
+            ended = paragraphs[-1] if paragraphs else ""
+            if before:
+                goes_on = (width and len(before) + 1 + len(line.split()[0]) > 0.8 * width
+                           and (before[0].isspace() or not line[0].isspace()))
+            else:
+                torn = ended[-1:].isalnum() and (line.lstrip()[0].islower() or len(ended) > LONGEST_HEADING)
+                goes_on = (torn or BEFORE_NAME.search(ended)) and not is_heading(ended) and not is_heading(line)
+            if goes_on:
+                hyphen = ended.endswith("-") and not ended.endswith("--")
+                paragraphs[-1] = ended + ("" if hyphen else " ") + line.strip()
+            else:
+                paragraphs.append(line.strip())
+    return [EMPHASIS.sub(r"\1", paragraph) for paragraph in paragraphs]
+
+
+def is_heading(paragraph: str) -> bool:
+    """A chapter's title: by its words, or short and in capitals."""
+    return len(paragraph) <= LONGEST_HEADING and (CHAPTER.fullmatch(paragraph) is not None or
+                                      (paragraph.isupper() and paragraph[0] not in "\"“‘'"))
+
+
+READERS: dict[str, Callable[[Source, Any], Iterator[Found]]] = {
+    "dump": read_pages, "extracted": read_extracted, **dict.fromkeys(("json", "parquet", "arrow", "hub"), read_row),
+    "book": read_book, "markdown": read_book}
 
 
 # The embedded corpus: English documentation that is on every machine where this project runs
@@ -182,10 +854,6 @@ def docstring_paragraphs(path: Path) -> list[str]:
         if len(words) >= 8 and len(words) > 0.8 * len(text.split()):
             paragraphs.append(text)
     return paragraphs
-
-
-def sentences(text: str) -> list[str]:
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
 
 
 # Vocabulary
@@ -297,8 +965,7 @@ def load_vocabulary(source: str) -> Vocabulary:
 
 def hub_folder(name: str, wanted: str, patterns: list[str]) -> Path:
     """Files of a model on the hub, fetched or from the local cache; InputError, saying what was `wanted`, without any."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise InputError(f"{wanted}, nor a name on the hub")
+    check_hub_name(name, wanted)
     try:
         reach_hub()
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
@@ -306,6 +973,11 @@ def hub_folder(name: str, wanted: str, patterns: list[str]) -> Path:
         with contextlib.suppress(OSError, ValueError):
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__})") from None
+
+
+def check_hub_name(name: str, wanted: str) -> None:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise InputError(f"{wanted}, nor a name on the hub")
 
 
 def reach_hub() -> None:
@@ -839,3 +1511,7 @@ def write_task_file(path: Path, task: Task, rows: Iterable[dict[str, Any]]) -> N
             texts = [plain(row[name]) for name in names]
             fields = ["", row["label"], "", *texts] if headless else [number, *texts]
             print(*fields, *([] if test or headless else [word(row["label"])]), sep="\t", file=file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
