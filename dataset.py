@@ -523,7 +523,7 @@ LONGEST_HEADING = 160
 HOLE = "\ufffc"  # where a formula stood; the sentence is left out
 LEFT_OVER = re.compile(rf"{HOLE}|\b(?:formula|codice)_\d|\[\[|\]\]|\{{\{{|\}}\}}|\||'''|==|<[A-Za-z/]|&#?\w+;")
 BEFORE_NUMBER = re.compile(r"\b(?:art|ch|figs?|nos?|op|pp?|vols?|v|jan|feb|mar|apr|aug|sept?|oct|nov|dec)\.$", re.IGNORECASE)
-BEFORE_NAME = re.compile(r"\b(?:M|Mme|Mrs?|Ms|Messrs|Dr|St|Prof|Rev|Hon|Capt|Col|Gen|Lt|Lieut|Maj|Sgt|Sen)\.$|^\W*\d+[.)]\W*$")
+BEFORE_NAME = re.compile(r"\b(?:M|Mme|Mrs?|Ms|Messrs|Dr|St|Prof|Rev|Hon|Capt|Col|Gen|Lt|Lieut|Maj|Sgt)\.$|^\W*\d+[.)]\W*$")
 QUOTATION = re.compile(r"([\"“«])([^\"“”«»]+)([\"”»])")
 GAPS = (  # what dropped templates, notes and dashes leave: empty brackets, blanks and commas beside punctuation
     (re.compile(r"[(\[][\s,;:/–-]*[)\]]|\"\"|“”|^[\s,;:*#]+"), ""), (re.compile(r"([(\[])[\s,;:]+"), r"\1"),
@@ -1162,8 +1162,8 @@ def write_examples(stem: Path, examples: Iterator[Segments], counts: dict[str, i
         for chunk in iter(lambda: list(islice(examples, 8192)), []):
             flat = array("H")
             for first, second in chunk:
-                flat.extend(first)
-                flat.extend(second)
+                flat.fromlist(first)
+                flat.fromlist(second)
             flat.tofile(files["ids"])
             ends = end + np.cumsum([len(first) + len(second) for first, second in chunk])
             ends.astype(STORE_FILES["ends"]).tofile(files["ends"])
