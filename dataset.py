@@ -782,14 +782,12 @@ def joined_paragraphs(lines: list[str]) -> list[str]:
         width = usual if usual <= WIDEST else widest if WIDEST // 2 <= widest <= WIDEST else 0
         for before, line in pairwise(["", *block]):
             ended = paragraphs[-1] if paragraphs else ""
-            if before:
-                goes_on = (width and len(before) + 1 + len(line.split()[0]) > 0.8 * width
-                           and (before[0].isspace() or not line[0].isspace()))
-            else:
-                torn = ended[-1:].isalnum() and (line.lstrip()[0].islower() or len(ended) > LONGEST_HEADING)
-                goes_on = (torn or BEFORE_NAME.search(ended)) and not is_heading(ended) and not is_heading(line)
+            hyphen = ended.endswith("-") and not ended.endswith("--")
+            full = before and width and len(before) + 1 + len(line.split()[0]) > 0.8 * width
+            torn = (ended[-1:].isalnum() or hyphen) and (line.lstrip()[0].islower() or len(ended) > LONGEST_HEADING)
+            goes_on = ((full and (before[0].isspace() or not line[0].isspace())) or
+                       ((torn or BEFORE_NAME.search(ended)) and not is_heading(ended) and not is_heading(line)))
             if goes_on:
-                hyphen = ended.endswith("-") and not ended.endswith("--")
                 paragraphs[-1] = ended + ("" if hyphen else " ") + line.strip()
             else:
                 paragraphs.append(line.strip())

@@ -158,7 +158,7 @@ def measure_processes(args: argparse.Namespace, folder: Path) -> None:
         convert(source, records, "en")
     profile.disable()
     stats = pstats.Stats(profile)
-    names = {"mwparserfromhell": "parse_anything", "sentencex": "sentencex.segment", "XML": "fromstring", "all": "convert"}
+    names = {"mwparserfromhell": "parse_anything", "sentencex": "sentencex.segment", "XML": "XML", "all": "convert"}
     spent = {name: max(row[3] for (_, _, function), row in stats.stats.items() if key in function)
              for name, key in names.items()}
     print("of a process's time: " + ", ".join(f"{name} {value / spent['all']:.0%}" for name, value in spent.items()))

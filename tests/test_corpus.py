@@ -1,0 +1,425 @@
+"""Wikipedia and books to one sentence a line: every source beside the lines that a reader would write down."""
+
+import bz2
+import gzip
+import html
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+
+import dataset
+from dataset import SeenDocuments, has_sentence_lines, joined_paragraphs, main, sentences
+
+PAGE = """  <page>
+    <title>{title}</title>
+    <ns>{ns}</ns>
+    <id>7</id>{redirect}
+    <revision>
+      <text xml:space="preserve">{text}</text>
+    </revision>
+  </page>
+"""
+HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="en">
+  <siteinfo><namespaces><namespace key="6" case="first-letter">Datei</namespace></namespaces></siteinfo>
+"""
+WIKITEXT = """{{Infobox river | name = Foo | length = {{convert|5|km}} }}
+[[File:Foo.jpg|thumb|left|The [[river]] in [[spring]].]] [[Datei:Bar.jpg|mini|Ein Bild, das niemand sehen soll.]]
+{| class="wikitable"
+|-
+| a table || that is dropped
+|}
+The '''Foo''' ({{IPA|fu}}; {{lang|de|Fu}}) is a [[river (water)|river]] in the [[U.S.]] state of [[Ohio]].\
+<ref name="a">{{cite web|title=Rivers}}</ref>\
+ It is {{convert|5|km}} long &amp; deep<ref name="a" />, as Dr. Smith said.<!-- not shown --> Its\
+ area is <math>x^2</math> large. It was ''first'' seen by [http://x.org J. R. Bar] on 5 May 1802 ( , ).
+
+== History ==
+* an entry of a list
+* Another entry that is a whole sentence, and a good one.
+Nobody knew the river before the year [[1802]] at all.
+=== See also ===
+* [[Something that nobody wants to read here.]]
+== Geography ==
+The river runs &ndash; slowly &ndash; into the {{nowrap|great lake}} of the north.<gallery>File:A.jpg|A picture.</gallery>
+== References ==
+{{reflist}} The references are left out of this text altogether.
+[[Category:Rivers]] [[de:Fu]]
+"""
+LINES = """The Foo (Fu) is a river in the U.S. state of Ohio.
+It is 5 km long & deep, as Dr. Smith said.
+It was first seen by J. R. Bar on 5 May 1802.
+Another entry that is a whole sentence, and a good one.
+Nobody knew the river before the year 1802 at all.
+The river runs – slowly – into the great lake of the north.
+""".splitlines()
+PROSE = "The cat number {} sat on the mat, as cats will do. It was content."
+
+
+def page(title, text, ns=0, redirect=""):
+    return PAGE.format(title=html.escape(title), text=html.escape(text), ns=ns, redirect=redirect)
+
+
+def dump(*pages):
+    return HEAD + "".join(pages) + "</mediawiki>\n"
+
+
+def cats(first, last):
+    return [page(f"Cat {n}", PROSE.format(n)) for n in range(first, last)]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.fixture
+def convert(tmp_path, capfd):
+    """Runs the command; returns its exit code, the documents it wrote and what it printed."""
+    def run(*flags, output="corpus.txt"):
+        code = main([*map(str, flags), "--output", str(tmp_path / output)])
+        path = tmp_path / output
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        assert text == "" or text.endswith("\n\n")
+        printed = capfd.readouterr()
+        return code, [document.split("\n") for document in text.split("\n\n")[:-1]], printed.out + printed.err
+    return run
+
+
+def cat_lines(*numbers):
+    return [[f"The cat number {n} sat on the mat, as cats will do.", "It was content."] for n in numbers]
+
+
+# Wikipedia
+
+
+def test_a_dump_becomes_clean_sentences(tmp_path, convert):
+    path = write(tmp_path / "wiki.xml", dump(
+        page("Foo", WIKITEXT), page("Old Foo", "#REDIRECT [[Foo]]", redirect='\n    <redirect title="Foo" />'),
+        page("Talk:Foo", PROSE, ns=1),
+        page("Foo (disambiguation)", "'''Foo''' may refer to many things, which are named in the following list:"),
+        page("Fu", "'''Fu''' is written in many ways, all of which are shown here.\n{{Place name disambiguation}}"),
+        page("Nothing", "{{stub}}"), *cats(1, 2)))
+    code, documents, printed = convert("--wiki", path)
+    assert code == 0
+    assert documents == [LINES, *cat_lines(1)]
+    for count, name in ((2, "documents"), (8, "sentences"), (1, "redirects"), (1, "pages of other namespaces"),
+                        (2, "disambiguation pages"), (1, "documents without prose"),
+                        (1, "sentences with formulas or left-over markup")):
+        assert f"{count} {name}\n" in printed
+
+
+def test_compressed_multistream_and_split_dumps_are_read_alike(tmp_path, convert):
+    whole = dump(*cats(0, 9)).encode()
+    middle = whole.index(b"  <page>", len(whole) // 2)
+    write(tmp_path / "a" / "enwiki-pages-articles.xml", whole)
+    write(tmp_path / "b" / "enwiki-multistream.xml.bz2", bz2.compress(whole[:middle]) + bz2.compress(whole[middle:]))
+    write(tmp_path / "c" / "enwiki-articles1.xml-p1p5.gz", gzip.compress(whole[:middle]))
+    write(tmp_path / "c" / "enwiki-articles2.xml-p6p9", whole[middle:])
+    for name in "abc":
+        assert convert("--wiki", tmp_path / name, output=f"{name}.txt")[:2] == (0, cat_lines(*range(9)))
+
+
+def test_unbalanced_wikitext_leaves_no_markup(tmp_path, convert):
+    texts = ["A page with {{an open template and [[an open link in it. The next sentence of it is quite fine, I hope.",
+             "}} ]] The brackets close what was never opened here. '''Bold without an end. {| A table that is left open.",
+             "|- The row || of a table. <ref>An open note in the text. <div style='x'>The block is open, too, all the way.",
+             "Some &nbsp;&amp;nbsp; and &lt;b&gt; entities of all kinds are in this &copy; sentence. == Not a heading =="]
+    code, documents, _ = convert("--wiki", write(tmp_path / "w.xml", dump(*(page(t[:5], t) for t in texts), *cats(0, 1))))
+    text = "\n".join(line for document in documents for line in document)
+    assert code == 0
+    assert "The next sentence of it is quite fine, I hope." in text
+    assert not any(mark in text for mark in ("{{", "}}", "[[", "]]", "'''", "||", "<", "&nbsp;", "&lt;", "{|", "=="))
+
+
+def test_extracted_articles_and_rows_become_the_same_lines(tmp_path, convert):
+    text = (f"{PROSE.format(1)}\nHistory.\nThe cat &amp; the dog () live in the house ( , 1900) , as formula_1 shows.\n"
+            "The cat was seen by &lt;br&gt; Mr. Brown in the garden.\nSee also.\nThe other cats are listed here, all.\n")
+    wanted = [[*cat_lines(1)[0], "The cat was seen by Mr. Brown in the garden."]]
+    write(tmp_path / "doc" / "AA" / "wiki_00", f'<doc id="1" url="u" title="Cat">\nCat\n\n{text}\n</doc>\n'
+          '<doc id="2" url="u" title="Dog">\nDog\n\nA "dog" may also refer to the following pages of this work:\n\n</doc>\n')
+    rows = [{"id": "1", "url": "u", "title": "Cat", "text": text}, {"text": "Dog may refer to these pages of this work:"}]
+    write(tmp_path / "json" / "AA" / "wiki_00", "".join(json.dumps(row) + "\n" for row in rows))
+    data = datasets.Dataset.from_list([{"text": row["text"]} for row in rows])
+    data.to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
+    data.save_to_disk(tmp_path / "arrow")
+    for name in ("doc", "json", "parquet", "arrow"):
+        code, documents, printed = convert("--wiki", tmp_path / name, output=f"{name}.txt")
+        assert (code, documents) == (0, wanted), name
+        assert "1 disambiguation pages" in printed
+
+
+def test_a_data_set_on_the_hub_is_streamed(tmp_path, convert, monkeypatch):
+    asked = []
+
+    def load_dataset(*names, **how):
+        asked.append((*names, how))
+        return datasets.Dataset.from_list([{"text": PROSE.format(n)} for n in range(3)]).to_iterable_dataset()
+    monkeypatch.setattr(dataset, "reach_hub", lambda: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert convert("--wiki", "wikimedia/wikipedia:20231101.en")[:2] == (0, cat_lines(0, 1, 2))
+    assert asked == [("wikimedia/wikipedia", "20231101.en", {"split": "train", "streaming": True})]
+
+
+def test_a_hub_out_of_reach_is_one_message(tmp_path, convert, monkeypatch):
+    def unreachable():
+        raise OSError("no route")
+    monkeypatch.setattr(dataset, "reach_hub", unreachable)
+    code, documents, printed = convert("--wiki", "wikimedia/wikipedia:20231101.en")
+    assert (code, documents) == (2, [])
+    assert "hub gave none" in printed.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+# Books
+
+BOOK = """The Project Gutenberg EBook of The House, by A. Writer
+This eBook is for the use of anyone anywhere.
+
+*** START OF THE PROJECT GUTENBERG EBOOK THE HOUSE ***
+
+Produced by A. Volunteer and the team
+
+THE HOUSE
+
+by A. Writer
+
+CHAPTER I. The Beginning.
+
+The house stood at the end of the street, where nobody went any more after
+the sun had gone down; Mr. Brown had seen to that. “Who lives there?” asked
+the child. “I do not _know_, and I never did,” said the elder Mr.
+Brown, and he went on
+
+[Pg 12]
+
+walking down the well-
+known street.
+
+  12
+
+“I shall see,” said the child. “I shall go there. I am not afraid.”
+
+“I shall go. I am not afraid. I shall see!”
+
+II
+
+The second part begins here, quite as the first one did before it, only later
+in the year.
+
+THE END
+
+*** END OF THE PROJECT GUTENBERG EBOOK THE HOUSE ***
+
+The licence, which nobody needs to learn by heart.
+"""
+BOOK_LINES = """The house stood at the end of the street, where nobody went any more after the sun had gone down; \
+Mr. Brown had seen to that.
+“Who lives there?” asked the child.
+“I do not know, and I never did,” said the elder Mr. Brown, and he went on walking down the well-known street.
+“I shall see,” said the child.
+“I shall go there.
+I am not afraid.”
+“I shall go.
+I am not afraid.
+I shall see!”
+The second part begins here, quite as the first one did before it, only later in the year.""".splitlines()
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_a_book_becomes_its_sentences(tmp_path, convert, coding):
+    write(tmp_path / "books" / "house.txt", BOOK.replace("\n", "\r\n").encode(coding))
+    write(tmp_path / "books" / "cover.jpg", b"\xff\xd8\xff")
+    code, documents, _ = convert("--books", tmp_path / "books")
+    assert code == 0
+    assert documents[0] == BOOK_LINES
+
+
+def test_markdown_books_lose_their_markup(tmp_path, convert):
+    text = ("# A Book\n\nThe *first* paragraph has [a link](http://x.org) and\n`code` in it. It ends.\n\n![picture](p.jpg)\n"
+            "\n```\ncode that is dropped, all of it.\n```\n\n- An entry that is a sentence of its own.\n")
+    assert convert("--books", write(tmp_path / "book.md", text))[1] == [
+        ["The first paragraph has a link and code in it.", "It ends.", "An entry that is a sentence of its own."]]
+
+
+def test_a_paragraph_a_line_is_kept_apart(tmp_path, convert):
+    lines = ["“Yes.”", "“No, and that is that, whatever you may say.”", "He went to St. Albans at 5 p.m. and slept."]
+    assert convert("--books", write(tmp_path / "b.txt", "\n".join([*lines, "A long line. " * 20])))[1] == [
+        [*lines, *["A long line."] * 20]]
+
+
+def test_sentence_lines_are_kept_as_they_are_and_blank_lines_part_documents(tmp_path, convert):
+    lines = [f"the {n} th door was opened by mr. smith , who smiled ." for n in range(30)]
+    text = "\n".join([*lines[:10], "", *lines[10:]])
+    assert convert("--books", write(tmp_path / "bookcorpus.txt", text))[1] == [lines[:10], lines[10:]]
+    rows = datasets.Dataset.from_list([{"text": line} for line in lines])
+    rows.to_parquet(tmp_path / "rows" / "bookcorpus.parquet")
+    assert convert("--books", tmp_path / "rows", output="rows.txt")[1] == [lines]
+
+
+def test_long_texts_are_cut_into_documents(tmp_path, convert, monkeypatch):
+    monkeypatch.setattr(dataset, "LONGEST_BOOK", 1000)
+    monkeypatch.setattr(dataset, "UNIT", 100)
+    lines = [f"the {n} th door was opened by mr. smith , who smiled ." for n in range(100)]
+    documents = convert("--books", write(tmp_path / "bookcorpus.txt", "\n".join(lines)))[1]
+    assert [line for document in documents for line in document] == lines
+    assert 5 <= len(documents) <= 8
+
+
+def test_verse_is_not_joined():
+    verse = ["They went not with the soulless,", "Nor let a snare their path environ:", "Their only pitfall was a mine;"]
+    prose = ["The owners of the works were the elder brothers, and had been so", "for generations, as everybody knew."]
+    assert joined_paragraphs([*prose, "", *prose, "", *prose, "", *verse]) == [" ".join(prose)] * 3 + verse
+
+
+def test_sentence_lines_are_told_from_paragraphs():
+    assert has_sentence_lines([f"it was day {n} ." for n in range(20)])
+    assert not has_sentence_lines([f"It was day {n}. The sun shone. He slept." for n in range(20)])
+    assert not has_sentence_lines(["the sun shone on the wall and on", "the old house, and on all who"] * 9)
+    assert not has_sentence_lines(["It was day."] + [""] * 1 + ["It was night."])
+
+
+@pytest.mark.parametrize("wanted", [
+    ["Dr. Smith went to the U.S.", "He liked it."], ["It cost $3.5 million.", "J. R. R. Tolkien wrote it."],
+    ["See vol. 2, no. 5 and p. 45 for details.", "Next."], ["He left on Jan. 5, 2010.", "Mrs. O'Riordan could not."],
+    ["“Who is he?” asked Mr. Brown.", "“I don't know!”"], ["“It is late.", "Go home!", "Why not?”"],
+    ["Ο κ. Παπαδόπουλος ήρθε.", "Πού είναι;"]])
+def test_sentences_are_whole(wanted):
+    assert sentences(" ".join(wanted), "el" if "κ" in wanted[0] else "en") == wanted
+
+
+def test_text_is_normalized(tmp_path, convert):
+    text = "The cafe\u0301 had a so\u00adft\u200b\u00a0  \t “tone” — &amp; that was all\u2028 there was to it."
+    assert convert("--wiki", write(tmp_path / "w.xml", dump(page("A", text))))[1] == [
+        ["The café had a soft “tone” — & that was all there was to it."]]
+
+
+# All
+
+
+def test_the_output_does_not_depend_on_processes(tmp_path, convert, monkeypatch):
+    monkeypatch.setattr(dataset, "UNIT", 2000)
+    write(tmp_path / "a.xml.bz2", bz2.compress(dump(*cats(0, 60), page("Foo", WIKITEXT), *cats(60, 90)).encode()))
+    write(tmp_path / "b.txt", BOOK)
+    flags = ["--books", tmp_path / "b.txt", "--wiki", tmp_path / "a.xml.bz2", "--processes"]
+    found = [convert(*flags, n, output=f"{n}.txt")[1] for n in (1, 2, 3)]
+    assert len(found[0]) == 92
+    assert found[0][-1] == BOOK_LINES  # books after Wikipedia
+    assert found[0] == found[1] == found[2]
+
+
+def test_documents_that_were_there_are_dropped(tmp_path, convert):
+    path = write(tmp_path / "w.xml", dump(*cats(0, 3), *cats(1, 5)))
+    code, documents, printed = convert("--wiki", path, path)
+    assert (code, documents) == (0, cat_lines(0, 1, 2, 3, 4))
+    assert "9 duplicates of other documents" in printed
+
+
+def test_seen_documents_take_bounded_memory(monkeypatch):
+    monkeypatch.setattr(dataset, "SEEN_SLOTS", 64)
+    seen = SeenDocuments()
+    assert [seen.add(str(n)) for n in range(40)] == [True] * 40
+    assert [seen.add(str(n)) for n in range(40)] == [False] * 40
+    size = seen.table.nbytes
+    for n in range(2000):
+        seen.add(str(n))
+        assert not seen.add(str(n))  # the newest is never forgotten
+    assert seen.table.nbytes == size
+
+
+# Damage
+
+
+def test_a_truncated_archive_costs_its_end_alone(tmp_path, convert):
+    packed = b"".join(bz2.compress(some.encode()) for some in (dump(*cats(0, 5))[:-13], *cats(5, 20)))
+    code, documents, printed = convert("--wiki", write(tmp_path / "w.xml.bz2", packed[:-40]))
+    assert code == 0
+    assert documents == cat_lines(*range(19))
+    assert "1 files damaged" in printed and "w.xml.bz2" in printed
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: text.replace("<title>Cat 3</title>", "<title>Cat 3</tit"),
+    lambda text: text.replace("number 3 sat", "number 3 & < sat"),
+    lambda text: text.replace("number 3 sat", "number 3 \x01 sat"),
+    lambda text: text.replace(page("Cat 3", PROSE.format(3)), page("Cat 3", PROSE.format(3)).replace("</page>", "")),
+    lambda text: text.replace(page("Cat 3", PROSE.format(3)), page("Cat 3", PROSE.format(3)).replace("<page>", "")),
+    lambda text: text.replace(page("Cat 3", PROSE.format(3)), page("Cat 3", PROSE.format(3))[:60])])
+def test_a_damaged_page_costs_itself_alone(tmp_path, convert, damage):
+    text = damage(dump(*cats(0, 9)))
+    code, documents, printed = convert("--wiki", write(tmp_path / "w.xml", text))
+    assert code == 0
+    assert documents == cat_lines(0, 1, 2, *range(4, 9))
+    assert "1 pages and rows damaged" in printed and ("Cat 3" in printed or "w.xml" in printed)
+
+
+def test_damaged_rows_and_files_are_counted(tmp_path, convert):
+    write(tmp_path / "w" / "a.jsonl", "".join(json.dumps({"text": PROSE.format(n)}) + "\n" for n in range(3)) +
+          '{"text": 5\n{"no": 1}\n["x"]\n' + '{"title": "a"')
+    write(tmp_path / "w" / "b.parquet", b"PAR1 and nothing that is one")
+    write(tmp_path / "w" / "c.xml.bz2", b"not bz2")
+    write(tmp_path / "w" / "d", f'<doc id="1" title="x">\nx\n\nThis text has no end and {PROSE}')
+    code, documents, printed = convert("--wiki", tmp_path / "w")
+    assert (code, documents) == (0, cat_lines(0, 1, 2))
+    assert "5 pages and rows damaged" in printed and "2 files damaged" in printed
+
+
+@pytest.mark.parametrize("fate, name", [
+    (lambda: 1 / 0, "1 pages on which the parser fails"), (lambda: os._exit(3), "1 pages on which the parser hangs or dies"),
+    (lambda: time.sleep(60), "1 pages on which the parser hangs or dies"),
+    (lambda: (_ for _ in ()).throw(RecursionError), "1 pages on which the parser fails")])
+def test_a_page_that_breaks_the_parser_costs_itself_alone(tmp_path, convert, monkeypatch, fate, name):
+    parse = dataset.mwparserfromhell.parse
+    monkeypatch.setattr(dataset, "PATIENCE", 1.0)
+    monkeypatch.setattr(dataset.mwparserfromhell, "parse", lambda text: fate() if "number 5 sat" in text else parse(text))
+    code, documents, printed = convert("--wiki", write(tmp_path / "w.xml", dump(*cats(0, 9))), "--processes", 2)
+    assert code == 0
+    assert documents == cat_lines(0, 1, 2, 3, 4, 6, 7, 8)
+    assert name in printed and "Cat 5" in printed
+
+
+@pytest.mark.parametrize("flags, words", [
+    ([], "nothing to convert"), (["--wiki", "no/such/thing/here"], "no file or folder"),
+    (["--books", "{0}/empty"], "holds nothing"), (["--wiki", "{0}/book.txt"], "holds nothing known"),
+    (["--wiki", "{0}/broken.xml"], "no document"),
+    (["--wiki", "{0}/column.parquet"], "column"), (["--books", "{0}/book.txt", "--processes", "-1"], "--processes"),
+    (["--wiki", "{0}/cut.bz2"], "no document")])
+def test_unusable_input_is_one_message_and_no_file(tmp_path, convert, flags, words):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "book.txt", "Some text that is no Wikipedia.")
+    write(tmp_path / "broken.xml", "<mediawiki><page><title>A</ti")
+    write(tmp_path / "cut.bz2", bz2.compress(b"<mediawiki>")[:20])
+    datasets.Dataset.from_list([{"words": "a"}]).to_parquet(tmp_path / "column.parquet")
+    code, documents, printed = convert(*(flag.format(tmp_path) for flag in flags))
+    assert (code, documents) == (2, [])
+    assert printed.splitlines()[-1].startswith("error: ") and words in printed.splitlines()[-1]
+    assert not list(tmp_path.glob("corpus*"))
+
+
+def test_an_output_that_is_there_is_kept(tmp_path, convert):
+    write(tmp_path / "corpus.txt", "days of work\n\n")
+    code, _, printed = convert("--books", write(tmp_path / "b.txt", BOOK))
+    assert code == 2 and "is there already" in printed
+    assert (tmp_path / "corpus.txt").read_text() == "days of work\n\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, number):
+    write(tmp_path / "w.xml", dump(*(page(f"Cat {n}", PROSE.format(n) + WIKITEXT * 20) for n in range(800))))
+    command = [sys.executable, Path(dataset.__file__), "--wiki", tmp_path / "w.xml", "--output", tmp_path / "corpus.txt"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any(path.stat().st_size for path in tmp_path.glob("corpus.txt.tmp-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors and errors.splitlines()[-1].endswith("interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.xml"]
