@@ -179,8 +179,8 @@ LONGEST_RECORD = 1 << 26  # bytes of a page or row; more is taken as damage
 LONGEST_BOOK = 1 << 22  # bytes; longer texts, as BookCorpus in one file, are cut into documents of this size
 PATIENCE = 60.0  # seconds for a unit, then for each of its records alone
 TOLD = 10  # damages that are named one by one
-SEEN_SLOTS = 1 << 24  # digests of documents that are remembered, in 128 MiB: all of the first 14 million or so
-SEEN_PROBES = 64
+SEEN_SLOTS = 1 << 24  # digests of documents that are remembered, in 128 MiB: of 14 million all but one in some thousands
+SEEN_PROBES = 256
 
 DAMAGED_FILE, DAMAGED, FAILING, HANGING = BROKEN = (
     "files damaged, in part or whole", "pages and rows damaged", "pages on which the parser fails",
@@ -273,7 +273,7 @@ class SeenDocuments:
     def add(self, text: str) -> bool:
         """Whether the text is new."""
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) | 2
-        probes = self.table[key % SEEN_SLOTS:][:SEEN_PROBES]
+        probes = self.table[(key >> 2) % SEEN_SLOTS:][:SEEN_PROBES]
         if (probes == key).any():
             return False
         free = np.flatnonzero(probes == 1)
