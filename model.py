@@ -17,6 +17,7 @@ LAYER_NORM_EPS = 1e-12  # BERT's
 HEAD_SIZE = 64  # of the generator's heads (run_pretraining.py, get_generator_config)
 DROPOUT_STEPS = 2**16  # probabilities that the CPU's dropout tells apart
 VOCABULARY_CHUNK = 2**20  # fp32 logits worked on at a time: they stay in the cache
+LINEAR_GELU = 6.0  # from here on GELU leaves a number as it is in fp32 (erf is 1 from 5.5 on)
 
 
 @dataclass(frozen=True)
@@ -431,7 +432,7 @@ def transformers_names(model: Generator | Discriminator | Encoder) -> dict[str, 
     return names
 
 
-def to_transformers(model: Generator | Discriminator) -> dict[str, Tensor]:
+def to_transformers(model: Generator | Discriminator | Encoder) -> dict[str, Tensor]:
     """One network's weights under transformers' names."""
     weights = model.state_dict()
     theirs = {name: part for ours, names in transformers_names(model).items()
@@ -439,8 +440,24 @@ def to_transformers(model: Generator | Discriminator) -> dict[str, Tensor]:
     return theirs | ({TIED[0]: theirs[TIED[1]]} if isinstance(model, Generator) else {})
 
 
+def classifier_to_transformers(model: Classifier, scale: float) -> dict[str, Tensor]:
+    """Weights of an ElectraForSequenceClassification whose logits are `scale` times the outputs of `model`.
+
+    It has a dense layer and a GELU before the last layer. Here the dense layer adds so much to each unit that GELU leaves
+    it as it is, and the last layer's bias takes that off again: the outputs are the same but for fp32's rounding of the
+    sums. The least that is enough follows from the vectors' last LayerNorm, beta + gamma * x with |x| < sqrt(H).
+    """
+    norm, H = model.encoder.layers[-1].feed_forward_norm, model.prediction.in_features
+    added = LINEAR_GELU + norm.weight.abs() * H**0.5 - norm.bias  # (H,)
+    weight = scale * model.prediction.weight
+    bias = scale * model.prediction.bias.double() - weight.double() @ added.double()
+    head = {"dense.weight": torch.eye(H), "dense.bias": added, "out_proj.weight": weight, "out_proj.bias": bias.float()}
+    return to_transformers(model.encoder) | {f"classifier.{name}": value.detach() for name, value in head.items()}
+
+
 def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:
-    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one.
+    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one, or an
+    output table is not the tied one.
 
     An encoder leaves the heads of a discriminator or a classifier aside, and takes names without "electra." too, as
     ElectraModel saves them.
@@ -453,6 +470,8 @@ def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[
     surplus = set(weights) - {name for some in names.values() for name in some} - {TIED[0]}
     if surplus:
         raise KeyError(f"weights without a place: {', '.join(sorted(surplus))}")
+    if TIED[0] in weights and not torch.equal(weights[TIED[0]], weights[TIED[1]]):
+        raise KeyError(f"{TIED[0]} is not {TIED[1]}, to which it is tied here")
     model.load_state_dict({ours: torch.cat([weights[name] for name in some]) for ours, some in names.items()})
 
 
