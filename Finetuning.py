@@ -576,7 +576,7 @@ def export(found: Pretrained, task: Task, folder: Path) -> None:
     write_transformers(folder, found, found.config.discriminator(), weights, "ForSequenceClassification", id2label=labels,
                        label2id={label: number for number, label in labels.items()},
                        problem_type="single_label_classification" if task.labels else "regression",
-                       classifier_dropout=0.0)  # the head's: behind its large bias dropout would be more than noise
+                       classifier_dropout=0.0)  # its head's falls on the outputs too
 
 
 # Statistics

@@ -48,7 +48,7 @@ tags: [electra]
 
 # ELECTRA {kind}
 
-{millions:.2f} M parameters (Clark et al., ICLR 2020); {pieces:,} word pieces, {seen}; texts of up to {longest} pieces.
+{millions:.2f} M parameters, {pieces:,} word pieces, texts of up to {longest} of them; {seen}.
 
 ```python
 from transformers import AutoModel{head}, AutoTokenizer
@@ -426,8 +426,9 @@ def read_initial(settings: Pretraining) -> Initial:
             wanted = dataclasses.replace(model, hidden_size=size.hidden_size, heads=model.generator().heads,
                                          feed_forward_size=model.generator().feed_forward, dropout=size.dropout,
                                          generator_size=size.generator_size, initializer_range=size.initializer_range)
-            if size != wanted:
-                raise ValueError(f"a generator of {size} where {wanted} is wanted")
+            if differ := [f"{name} = {value} where {flat(wanted)[name]} is wanted" for name, value in flat(size).items()
+                          if value != flat(wanted)[name]]:
+                raise ValueError(f"the generator has {', '.join(differ)}")
     except (ValueError, TypeError) as error:
         raise InputError(f"--init-from {name}: {error}") from None
     return Initial(model, str(networks["discriminator"].path), networks)
@@ -494,8 +495,9 @@ def pretraining_report(output: Path) -> str:
     rows = [[f"{line[name]:,}" if name == "step" else f"{line[name]:.4f}" for name in names]
             for line in lines if line["heldout"]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows))
-    return (f"Pretrained by replaced-token detection on {files or 'docstrings of Python packages, in English'}.\n\n"
-            f"## On held-out text\n\n{table}\n\n## Settings\n\n```toml\n{settings}```")
+    return ("Pretrained by replaced-token detection (Clark et al., ICLR 2020) on "
+            f"{files or 'docstrings of Python packages, in English'}.\n\n## On held-out text\n\n{table}\n\n"
+            f"## Settings\n\n```toml\n{settings}```")
 
 
 class Pretrained(NamedTuple):

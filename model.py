@@ -17,7 +17,6 @@ LAYER_NORM_EPS = 1e-12  # BERT's
 HEAD_SIZE = 64  # of the generator's heads (run_pretraining.py, get_generator_config)
 DROPOUT_STEPS = 2**16  # probabilities that the CPU's dropout tells apart
 VOCABULARY_CHUNK = 2**20  # fp32 logits worked on at a time: they stay in the cache
-LINEAR_GELU = 6.0  # from here on GELU leaves a number as it is in fp32 (erf is 1 from 5.5 on)
 
 
 @dataclass(frozen=True)
@@ -440,19 +439,22 @@ def to_transformers(model: Generator | Discriminator | Encoder) -> dict[str, Ten
     return theirs | ({TIED[0]: theirs[TIED[1]]} if isinstance(model, Generator) else {})
 
 
+@torch.no_grad()
 def classifier_to_transformers(model: Classifier, scale: float) -> dict[str, Tensor]:
     """Weights of an ElectraForSequenceClassification whose logits are `scale` times the outputs of `model`.
 
-    It has a dense layer and a GELU before the last layer. Here the dense layer adds so much to each unit that GELU leaves
-    it as it is, and the last layer's bias takes that off again: the outputs are the same but for fp32's rounding of the
-    sums. The least that is enough follows from the vectors' last LayerNorm, beta + gamma * x with |x| < sqrt(H).
+    It has a dense layer and a GELU before the last layer: the dense layer gives each output z as z and -z, the last layer
+    puts them together again, since gelu(z) - gelu(-z) = z. Units that this leaves over stay 0.
     """
-    norm, H = model.encoder.layers[-1].feed_forward_norm, model.prediction.in_features
-    added = LINEAR_GELU + norm.weight.abs() * H**0.5 - norm.bias  # (H,)
-    weight = scale * model.prediction.weight
-    bias = scale * model.prediction.bias.double() - weight.double() @ added.double()
-    head = {"dense.weight": torch.eye(H), "dense.bias": added, "out_proj.weight": weight, "out_proj.bias": bias.float()}
-    return to_transformers(model.encoder) | {f"classifier.{name}": value.detach() for name, value in head.items()}
+    outputs, H = model.prediction.weight.shape
+    signs = torch.cat([torch.eye(outputs), -torch.eye(outputs)])  # (2 outputs, outputs)
+    dense, bias, last = torch.zeros(H, H), torch.zeros(H), torch.zeros(outputs, H)
+    dense[:2 * outputs] = scale * signs @ model.prediction.weight
+    bias[:2 * outputs] = scale * signs @ model.prediction.bias
+    last[:, :2 * outputs] = signs.T
+    return to_transformers(model.encoder) | {"classifier.dense.weight": dense, "classifier.dense.bias": bias,
+                                             "classifier.out_proj.weight": last,
+                                             "classifier.out_proj.bias": torch.zeros(outputs)}
 
 
 def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:
