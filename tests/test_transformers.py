@@ -18,10 +18,10 @@ from transformers import (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraini
 import Finetuning
 import LM_DEMO
 import Pretraining as script
-from dataset import CASES, SPECIAL, Vocabulary, learn_vocabulary, load_vocabulary, scan_corpus, wordpiece
+from dataset import CASES, SPECIAL, Vocabulary, learn_vocabulary, load_vocabulary, prepare, scan_corpus, wordpiece
 from model import Classifier, ModelConfig, classifier_to_transformers, to_transformers, to_transformers_config
 from Pretraining import main, read_network
-from utils import load
+from utils import InputError, load
 
 ODD = ["The Café in ZÜRICH", "naïve Ёлка, Йод!", "日本 tea 茶", "tea 😀👩‍🚀!", "e\u0301 composed é", "", " \t ",
        "a\u200bb\u0000c\ufffd", "x" * 101, "Ήλιος ήλιος ΣΟΦΌΣ", "مرحبا İstanbul ß ǅ ﬁ", "[ MASK ]"]
@@ -91,6 +91,24 @@ def test_a_vocab_txt_tells_its_case_unless_told(tmp_path, pieces, case):
         assert found == states[case if given == "auto" else given]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "strip_accents": false}')
     assert load_vocabulary(str(tmp_path)).tokenizer.normalizer.__getstate__() == states["uncased-accents"]
+
+
+def test_a_case_that_can_not_be_had_is_refused(tmp_path, vocabulary):
+    for name, text in vocabulary.to_transformers(24).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"--case cased is for vocab.txt .*tokenizer.json has a handling of its own"):
+        load_vocabulary(str(tmp_path), "cased")
+    for broken in ("{", '{"do_lower_case": "yes"}'):
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(InputError, match="can't be read"):
+            load_vocabulary(str(tmp_path / "vocab.txt"))
+
+
+def test_the_cache_keeps_a_vocabulary_of_each_case(tmp_path, accented_corpus):
+    found = {case: prepare(accented_corpus.paths, None, 400, 24, "packed", tmp_path, case)[0] for case in ("auto", *CASES)}
+    assert found["auto"].state() == found["uncased"].state()
+    for case in CASES:
+        assert found[case].state() == learn_vocabulary(accented_corpus, 400, case).state()
 
 
 # Out
