@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from conftest import write_pair
+from conftest import metrics, write_pair
 from huggingface_hub import ModelCard
+from tokenizers import Tokenizer
 from transformers import (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSequenceClassification,
                           AutoTokenizer, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining,
                           ElectraForSequenceClassification, ElectraTokenizer, pipeline)
@@ -63,6 +64,8 @@ def test_exported_tokenizers_give_our_ids(tmp_path, accented_corpus, case):
     for name, text in ours.to_transformers(24).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     loaded = [kind.from_pretrained(tmp_path) for kind in (AutoTokenizer, ElectraTokenizer)]
+    plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert plain.encode("[MASK]", "tea").ids == [ours.cls, ours.mask, ours.sep, *ours.encode(["tea"])[0], ours.sep]
     (tmp_path / "tokenizer.json").unlink()  # as before tokenizer.json came up
     for theirs in (*loaded, ElectraTokenizer.from_pretrained(tmp_path)):
         assert len(theirs) == ours.size and theirs.get_vocab() == {piece: n for n, piece in enumerate(ours.pieces())}
@@ -148,7 +151,8 @@ def test_exports_need_no_new_weights_and_have_a_card(command, tmp_path):
         assert all(name.startswith("classifier.") for name in found["missing_keys"])
         card = ModelCard.load(tmp_path / kind / "README.md")
         assert card.data.library_name == "transformers" and card.data.pipeline_tag == tag and card.data.license is None
-        assert "corpus.txt" in card.text and "mlm_loss" in card.text and "steps = 8" in card.text and "uncased" in card.text
+        last = f"| 8 | {metrics(tmp_path / 'run')[-1]['mlm_loss']:.4f} |"
+        assert "corpus.txt" in card.text and last in card.text and "steps = 8" in card.text and "uncased" in card.text
 
 
 @pytest.mark.parametrize(("outputs", "scale"), [(3, 1.0), (1, 5.0)])
