@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 from dataset import (GLUE_URL, TASKS, Row, Segments, Task, Vocabulary, collate, encode_rows, fetch_task,
                      load_vocabulary, read_rows, similar_batches, task_folder, task_key, tsv_lines)
-from model import Classifier, Discriminator, Encoder, ModelConfig, from_transformers_config, load_transformers
-from Pretraining import newest_weights, read_network, read_transformers, refuse_unfit
+from model import (Classifier, Discriminator, Encoder, ModelConfig, classifier_to_transformers, from_transformers_config,
+                   load_transformers)
+from Pretraining import Pretrained, newest_weights, read_network, read_transformers, refuse_unfit, write_transformers
 from utils import (Adam, InputError, Precision, locked, pick_device, pick_precision, replacing, reports_input_errors,
-                   save, scheduled_rate)
+                   save, scheduled_rate, write_text)
 
 ADAM_EPS = 1e-6
 DEV_TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]  # of the paper's tables; WNLI is left out there
@@ -88,6 +89,8 @@ class Finetuning:
     """Classify this text file too, a text a line, pairs split by TAB."""
     save_model: bool = False
     """Keep each fine-tuned model as a self-contained model.pt."""
+    export: str | None = None
+    """Folder that gets the model.pt named by --weights for transformers' ElectraForSequenceClassification."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto: bf16 where the hardware computes it, else fp16 on CUDA, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -96,7 +99,7 @@ class Finetuning:
 
 # Settings that don't change a run's result, or that name the run
 FREE = {"task", "weights", "data_dir", "output", "epochs", "seed", "seeds", "predict", "predict_file", "save_model",
-        "device"}
+        "export", "device"}
 
 
 class Source(NamedTuple):
@@ -106,7 +109,7 @@ class Source(NamedTuple):
     encoder: Encoder
     config: ModelConfig
     vocabulary: Vocabulary
-    classifier: Classifier | None  # fine-tuned already
+    classifier: Pretrained | None  # fine-tuned already
 
 
 class TaskData(NamedTuple):
@@ -140,6 +143,9 @@ def main(argv: list[str]) -> int:
     if settings.max_length > source.config.max_positions:
         raise InputError(f"--max-length {settings.max_length} is beyond the {source.config.max_positions} positions of "
                          f"{source.name}")
+    if settings.export and not source.classifier:
+        raise InputError(f"--export wants a fine-tuned model, {source.name} is not: --save-model keeps model.pt, name that "
+                         "with --weights")
     output = Path(settings.output or Path("runs") / run_name(Path(source.name)) /
                   ("glue-scratch" if settings.from_scratch else "glue"))
     job = Job(settings, source, output, device, pick_precision(settings.precision, device))
@@ -209,7 +215,7 @@ def read_source(settings: Finetuning, asked: str) -> Source:
         kinds["classifier"] = partial(Classifier, outputs=outputs(TASKS[key]))
     found = read_network(path, kinds, "--weights", {"", key})
     return Source(str(path), found.network.encoder, found.config, found.vocabulary,
-                  found.network if found.kind == "classifier" else None)
+                  found if found.kind == "classifier" else None)
 
 
 def outputs(task: Task) -> int:
@@ -349,16 +355,18 @@ def finetune_once(job: Job, data: TaskData, seed: int, lines: list[Row] | None, 
     predict_tests(job, data, model, predicted)
     if lines:
         predict_lines(job, data, model, lines, user_file(folder, settings))
+    result = {"task": data.key, "seed": seed, "scores": scores, "settings": wanted, "source": job.source.name,
+              "train_rows": len(data.train), "skipped_rows": data.skipped,
+              "dev_rows": {split or "dev": len(rows) for split, rows in data.dev.items()},
+              "device": str(job.device), "seconds": round(time.perf_counter() - began, 1)}
     if settings.save_model:
+        report = (f"Fine-tuned on {task.name}; dev: {scores_text(scores)}.\n\n## The run\n\n```json\n"
+                  f"{json.dumps(result, indent=1)}\n```")
         save(folder / "model.pt", {"kind": "classifier", "task": data.key, "model": dataclasses.asdict(model_config(job)),
-                                   "vocabulary": job.source.vocabulary.state(), "weights": model.state_dict()})
-    results[:] = [r for r in results if r is not found]
-    results.append({"task": data.key, "seed": seed, "scores": scores, "settings": wanted, "source": job.source.name,
-                    "train_rows": len(data.train), "skipped_rows": data.skipped,
-                    "dev_rows": {split or "dev": len(rows) for split, rows in data.dev.items()},
-                    "device": str(job.device), "seconds": round(time.perf_counter() - began, 1)})
-    with replacing(job.output / "results.json") as temporary:
-        temporary.write_text(json.dumps({"runs": results}, indent=1), encoding="utf-8")
+                                   "vocabulary": job.source.vocabulary.state(), "weights": model.state_dict(),
+                                   "report": report})
+    results[:] = [r for r in results if r is not found] + [result]
+    write_text(job.output / "results.json", json.dumps({"runs": results}, indent=1))
 
 
 def model_config(job: Job) -> ModelConfig:
@@ -548,15 +556,27 @@ def write_tsv(path: Path, header: str, rows: Any) -> None:
 
 def use_classifier(job: Job, data: TaskData, lines: list[Row] | None) -> None:
     """Dev scores and predictions of a model that is fine-tuned already."""
-    model = job.source.classifier.to(job.device)
-    if not (data.dev or data.tests or lines):
+    if not (data.dev or data.tests or lines or job.settings.export):
         raise InputError(f"nothing to do for {job.source.name}: {data.task.name}'s dev.tsv is not below "
                          f"{job.settings.data_dir}; set --data-dir or name texts with --predict-file")
+    if job.settings.export:
+        export(job.source.classifier, data.task, Path(job.settings.export))
+    model = job.source.classifier.network.to(job.device)
     if data.dev:
         print(f"{data.task.name}, dev: {scores_text(evaluate(job, data, model))}")
     predict_tests(job, data, model, job.output / "predictions")
     if lines:
         predict_lines(job, data, model, lines, user_file(job.output / "predictions", job.settings))
+
+
+def export(found: Pretrained, task: Task, folder: Path) -> None:
+    """A fine-tuned model for transformers, whose logits are its outputs, real ones on the task's scale."""
+    labels = dict(enumerate(task.labels or [task.label]))
+    weights = classifier_to_transformers(found.network, task.highest or 1.0)
+    write_transformers(folder, found, found.config.discriminator(), weights, "ForSequenceClassification", id2label=labels,
+                       label2id={label: number for number, label in labels.items()},
+                       problem_type="single_label_classification" if task.labels else "regression",
+                       classifier_dropout=0.0)  # its head's falls on the outputs too
 
 
 # Statistics

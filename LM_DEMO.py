@@ -356,7 +356,7 @@ def text_head(settings: Demo, pair: Pair, colour: bool) -> str:
         f"generator: {settings.weights}; discriminator: {settings.discriminator or 'none'}; {pair.device}",
         f"marks: {', '.join(marked(meaning, name, colour) for name, (*_, meaning) in MARKS.items())}",
         *([f"replaced?: the discriminator's probability, {suspicion}"] if pair.discriminator else []),
-        *(["uncased: the networks see lower case without accents"] if pair.vocabulary.uncased else []), ""])
+        *([pair.vocabulary.seen] if pair.vocabulary.seen else []), ""])
 
 
 def text_view(number: int, sentence: Sentence, top_k: int, detected: bool, colour: bool) -> str:
@@ -402,8 +402,8 @@ def page_head(settings: Demo, pair: Pair) -> str:
     if pair.discriminator:
         examples = " ".join(heated(Part("", "word", False, "", "", (), share)) for share in (0.1, 0.4, 0.7, 1.0))
         legend.append(f"{examples}: the probability of “replaced” that the discriminator gives the piece, from 10% on")
-    if pair.vocabulary.uncased:
-        legend.append("the vocabulary is uncased: the networks see lower case without accents")
+    if pair.vocabulary.seen:
+        legend.append(pair.vocabulary.seen)
     rows = "".join(f"<tr><th scope=row>{name.replace('_', ' ')}</th><td>{escape(str(value))}</td></tr>"
                    for name, value in (dataclasses.asdict(settings) | {"device": pair.device}).items())
     return (f"{PAGE_HEAD}<ul>{''.join(f'<li>{entry}</li>' for entry in legend)}</ul>"

@@ -28,14 +28,37 @@ from tqdm import tqdm
 
 from dataset import (TOKENIZER_FILES, Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
                      documentation_corpus, hub_folder, mask_tokens, prepare)
-from model import (TIED, Discriminator, Electra, Generator, ModelConfig, from_transformers_config, load_transformers,
-                   sampler_draws, to_transformers, to_transformers_config, training_flops)
+from model import (TIED, Discriminator, Electra, EncoderSize, Generator, ModelConfig, from_transformers_config,
+                   load_transformers, sampler_draws, to_transformers, to_transformers_config, training_flops)
 from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, gathered,
                    joined, load, locked, pick_device, pick_precision, rank, ranks, read_settings, replacing,
-                   reports_input_errors, save, scheduled_rate, share, stop_signals, to_toml, total)
+                   reports_input_errors, save, scheduled_rate, share, stop_signals, to_toml, total, write_text)
 
 HERE = Path(__file__).parent
 WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]
+EXPORTED = {"model.safetensors", "config.json", "README.md", *TOKENIZER_FILES}
+PIPELINES = {"ForMaskedLM": "fill-mask", "ForPreTraining": "feature-extraction",  # transformers' names for what a model does
+             "ForSequenceClassification": "text-classification"}
+MODEL_CARD = """---
+library_name: transformers
+pipeline_tag: {tag}
+tags: [electra]
+# license and language are yours to add
+---
+
+# ELECTRA {kind}
+
+{millions:.2f} M parameters, {pieces:,} word pieces, texts of up to {longest} of them; {seen}.
+
+```python
+from transformers import AutoModel{head}, AutoTokenizer
+
+model = AutoModel{head}.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+{report}
+"""
 QUICKSTART = HERE / "configs" / "quickstart.toml"
 
 
@@ -50,6 +73,9 @@ class Pretraining:
     on this machine already."""
     vocab: str | None = None
     """WordPiece vocab.txt, tokenizer folder or hub name. None: learned from the corpus, of --model.vocab-size."""
+    case: Literal["auto", "cased", "uncased", "uncased-accents"] = "auto"
+    """What a learned vocabulary or a vocab.txt keeps of a text: capitals and accents, neither, or accents alone. auto: a
+    learned one neither, a vocab.txt what its pieces have (or the tokenizer_config.json beside it says)."""
     init_from: str | None = None
     """Start from transformers' ELECTRA weights, sizes and vocabulary: a folder with generator/ and discriminator/, or a
     discriminator's folder or hub name (the generator then begins at random, of --model.generator-size)."""
@@ -166,6 +192,8 @@ def pretrain(settings: Pretraining, device: torch.device, began: float) -> int:
         settings = dataclasses.replace(settings, model=initial.model, vocab=settings.vocab or initial.vocab)
         check(settings)
     output = Path(settings.output)
+    for kind in ("generator", "discriminator") if settings.export and not rank() else ():
+        claim(Path(settings.export) / kind)
     deadline = began + 60 * settings.max_minutes if settings.max_minutes else math.inf
     with contextlib.nullcontext() if rank() else locked(output / ".lock", wait=False):
         for left in () if rank() else output.glob("*.tmp-*"):  # by a process killed while it saved
@@ -276,7 +304,8 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
     source = Vocabulary.from_state(checkpoint["vocabulary"], str(output)) if learned else settings.vocab
     if rank():
         gathered(None)  # once the first process has built what is missing
-    vocabulary, data = prepare(paths, source, settings.model.vocab_size, settings.max_length, settings.examples, cache)
+    vocabulary, data = prepare(paths, source, settings.model.vocab_size, settings.max_length, settings.examples, cache,
+                               settings.case)
     if not rank():
         gathered(None)
     model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
@@ -306,8 +335,7 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
     describe(run)
     files = {"vocab.txt": "\n".join(vocabulary.pieces()) + "\n", "config.toml": to_toml(settings)}
     for name, text in () if rank() else files.items():
-        with replacing(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(output / name, text)
     return run
 
 
@@ -398,8 +426,9 @@ def read_initial(settings: Pretraining) -> Initial:
             wanted = dataclasses.replace(model, hidden_size=size.hidden_size, heads=model.generator().heads,
                                          feed_forward_size=model.generator().feed_forward, dropout=size.dropout,
                                          generator_size=size.generator_size, initializer_range=size.initializer_range)
-            if size != wanted:
-                raise ValueError(f"a generator of {size} where {wanted} is wanted")
+            if differ := [f"{name} = {value} where {flat(wanted)[name]} is wanted" for name, value in flat(size).items()
+                          if value != flat(wanted)[name]]:
+                raise ValueError(f"the generator has {', '.join(differ)}")
     except (ValueError, TypeError) as error:
         raise InputError(f"--init-from {name}: {error}") from None
     return Initial(model, str(networks["discriminator"].path), networks)
@@ -423,40 +452,52 @@ def fill(electra: Electra, initial: Initial) -> None:
 
 def export(output: Path, target: Path) -> None:
     """A finished run's networks as folders that transformers' Auto classes load, each with a model card."""
+    for kind, network, file, head in (("generator", Generator, "gen.pt", "ForMaskedLM"),
+                                      ("discriminator", Discriminator, "disc.pt", "ForPreTraining")):
+        found = read_network(output / file, {kind: network}, "--export")._replace(report=pretraining_report(output))
+        write_transformers(target / kind, found, getattr(found.config, kind)(), to_transformers(found.network), head)
+
+
+def claim(folder: Path) -> None:
+    """Makes a folder for an export; InputError if it holds files that an export would not replace but mingle with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if foreign := sorted({path.name for path in folder.glob("[!.]*")} - EXPORTED):
+        raise InputError(f"--export: {folder} holds {', '.join(foreign)[:200]}, which no export wrote: choose another")
+
+
+def write_transformers(folder: Path, found: "Pretrained", size: EncoderSize, weights: dict[str, Tensor], head: str,
+                       **config: Any) -> None:
+    """A network as transformers' AutoModel + `head` loads it, `config` added to its sizes, with tokenizer and model card."""
     from transformers import ElectraConfig  # seconds that training need not wait for
-    for kind, network, head in (("generator", Generator, "ElectraForMaskedLM"),
-                                ("discriminator", Discriminator, "ElectraForPreTraining")):
-        file = "gen.pt" if kind == "generator" else "disc.pt"
-        found = read_network(output / file, {kind: network}, "--export")
-        folder = target / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        size = getattr(found.config, kind)()
-        ElectraConfig(**to_transformers_config(found.config, size), architectures=[head],
-                      pad_token_id=found.vocabulary.pad).save_pretrained(folder)
-        found.vocabulary.to_transformers(folder)
-        weights = {name: weight.clone() for name, weight in to_transformers(found.network).items() if name != TIED[0]}
-        with replacing(folder / "model.safetensors") as temporary:
-            safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
-        with replacing(folder / "README.md") as temporary:
-            parameters = sum(weight.numel() for weight in weights.values())
-            temporary.write_text(model_card(output, kind, head, parameters), encoding="utf-8")
-        print(f"exported: {folder}")
+    claim(folder)
+    theirs = ElectraConfig(**to_transformers_config(found.config, size), architectures=[f"Electra{head}"],
+                           pad_token_id=found.vocabulary.pad, **config)
+    longest = found.config.max_positions
+    card = MODEL_CARD.format(kind=found.kind, head=head, tag=PIPELINES[head], report=found.report, longest=longest,
+                             pieces=found.vocabulary.size, seen=found.vocabulary.seen or "cased",
+                             millions=sum(weight.numel() for weight in found.network.parameters()) / 1e6)
+    texts = found.vocabulary.to_transformers(longest) | {"config.json": theirs.to_json_string(), "README.md": card}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    with replacing(folder / "model.safetensors") as temporary:
+        own = {name: weight.clone() for name, weight in weights.items() if name != TIED[0]}
+        temporary.write_bytes(safetensors.torch.save(own, {"format": "pt"}))
+    print(f"exported: {folder}")
 
 
-def model_card(output: Path, kind: str, head: str, parameters: int) -> str:
-    """Settings and held-out curve of the run that trained the network."""
+def pretraining_report(output: Path) -> str:
+    """Data, held-out curve and settings of a run, for its model cards."""
+    settings = (output / "config.toml").read_text(encoding="utf-8")
+    files = ", ".join(Path(name).name for name in tomllib.loads(settings)["corpus"])
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = ["step", "mlm_loss", "mlm_accuracy", "sampled_accuracy", "disc_loss", "disc_precision", "disc_recall",
              "disc_auc"]
     rows = [[f"{line[name]:,}" if name == "step" else f"{line[name]:.4f}" for name in names]
             for line in lines if line["heldout"]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows))
-    return (f"---\nlibrary_name: transformers\n---\n\n# ELECTRA {kind}, {parameters / 1e6:.2f} M parameters\n\n"
-            "Pretrained by replaced-token detection (Clark et al., ICLR 2020).\n\n```python\n"
-            f"from transformers import AutoTokenizer, {head}\n\nmodel = {head}.from_pretrained(\"FOLDER\")\n"
-            "tokenizer = AutoTokenizer.from_pretrained(\"FOLDER\")\n```\n\n## On held-out text\n\n" + table +
-            "\n\n## Settings, the training text's file among them\n\n```toml\n" +
-            (output / "config.toml").read_text(encoding="utf-8") + "```\n")
+    return ("Pretrained by replaced-token detection (Clark et al., ICLR 2020) on "
+            f"{files or 'docstrings of Python packages, in English'}.\n\n## On held-out text\n\n{table}\n\n"
+            f"## Settings\n\n```toml\n{settings}```")
 
 
 class Pretrained(NamedTuple):
@@ -467,6 +508,7 @@ class Pretrained(NamedTuple):
     vocabulary: Vocabulary
     kind: str
     task: str  # of a classifier
+    report: str  # how it was trained, for a model card
 
 
 def newest_weights(name: str) -> Path:
@@ -509,7 +551,7 @@ def read_network(path: Path, kinds: dict[str, Callable[[ModelConfig], nn.Module]
     except Exception as error:  # each part has its own types; tokenizers raises bare Exception
         raise InputError(f"{path} does not fit together ({' '.join(str(error).split())[:300]}): {wanted}") from None
     refuse_unfit(str(path), network, config, vocabulary)
-    return Pretrained(network.eval(), config, vocabulary, content["kind"], task)
+    return Pretrained(network.eval(), config, vocabulary, content["kind"], task, str(content.get("report", "")))
 
 
 def refuse_unfit(source: str, network: nn.Module, config: ModelConfig, vocabulary: Vocabulary) -> None:
@@ -751,8 +793,7 @@ class MetricsFile:
         self.heldout = [values for values in map(json.loads, kept) if values["heldout"]]
         if rank():
             return
-        with replacing(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float], heldout: bool = False) -> None:
         with open(os.devnull if rank() else self.path, "a", encoding="utf-8") as file:

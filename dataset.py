@@ -49,17 +49,20 @@ from markdown_it import MarkdownIt
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 from pebble import ProcessExpired, ProcessPool
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, replacing, reports_input_errors, shuffled
+from utils import InputError, locked, replacing, reports_input_errors, shuffled, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 STDIN = Path("-")
-TOKENIZER_FILES = ["tokenizer.json", "vocab.txt"]
+TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]  # one of the first two; what vocab.txt can't say
+CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}  # wordpiece's last arguments
+SEEN = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
+        "é": "uncased: the networks see lower case with accents"}  # by what becomes of É
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
 CHUNK = 1_024  # lines tokenized together
 HELDOUT_SHARE = 100  # one document in so many is held out
@@ -870,7 +873,8 @@ class Vocabulary:
         self.size = max(tokenizer.get_vocab().values()) + 1
         if self.size > UINT16:
             raise InputError(f"the vocabulary {source} has {self.size:,} pieces, the token store fits {UINT16:,}")
-        self.uncased = tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a"
+        letter = tokenizer.normalizer.normalize_str("É") if tokenizer.normalizer else "É"
+        self.seen = SEEN.get(unicodedata.normalize("NFC", letter), "")  # of case and accents, where anything is lost
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
 
@@ -886,36 +890,46 @@ class Vocabulary:
         """All that `from_state` needs, the handling of case and accents included."""
         return self.tokenizer.to_str()
 
-    def to_transformers(self, folder: Path) -> None:
-        """Tokenizer files that AutoTokenizer reads: the same pieces, with [CLS] and [SEP] around one or two texts."""
-        from transformers import PreTrainedTokenizerFast  # seconds that training need not wait for
+    def to_transformers(self, longest: int) -> dict[str, str]:
+        """Files from which transformers' tokenizers give the same pieces, with [CLS] and [SEP] around one or two texts.
+
+        There "[MASK]" in a text is the mask. `longest` is the most pieces that their truncation leaves.
+        """
         tokenizer = Tokenizer.from_str(self.state())
+        tokenizer.add_special_tokens(SPECIAL)
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", self.sep), ("[CLS]", self.cls))
-        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-        inputs = ["input_ids", "token_type_ids", "attention_mask"]
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names).save_pretrained(folder)
+        tokenizer.decoder = decoders.WordPiece()
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest,  # of every version's
+                    "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        settings |= {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):  # for ElectraTokenizer, which builds its own
+            settings |= {"do_lower_case": tokenizer.normalizer.lowercase,
+                         "strip_accents": tokenizer.normalizer.strip_accents,
+                         "tokenize_chinese_chars": tokenizer.normalizer.handle_chinese_chars}
+        texts = (tokenizer.to_str(pretty=True), "\n".join(self.pieces()) + "\n", json.dumps(settings, indent=1))
+        return dict(zip(TOKENIZER_FILES, texts, strict=True))
 
     @classmethod
     def from_state(cls, state: str, source: str) -> "Vocabulary":
         return cls(Tokenizer.from_str(state), source)
 
 
-def wordpiece(pieces: dict[str, int], lowercase: bool) -> Tokenizer:
-    """BERT's tokenizer over these pieces; lower case also strips accents, as the original does."""
+def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
+    """BERT's tokenizer over these pieces; lower case also strips accents, as the original does, if nothing else is said."""
     tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
 
-def learn_vocabulary(corpus: Corpus, size: int) -> Vocabulary:
-    """At most `size` uncased word pieces from the training text, in alphabetical order after the special tokens.
+def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
+    """At most `size` word pieces from the training text, in alphabetical order after the special tokens.
 
     Of the letters the most frequent are known, at most 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
     They are given to the trainer as if special, since it numbers letters by chance and breaks ties by number: the same text
     would give another vocabulary each time.
     """
-    tokenizer = wordpiece({}, lowercase=True)
+    tokenizer = wordpiece({}, *CASES[case])
     words = Counter()
     for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
         normalized = tokenizer.normalizer.normalize_str(line)
@@ -930,26 +944,31 @@ def learn_vocabulary(corpus: Corpus, size: int) -> Vocabulary:
         special_tokens=[*SPECIAL, *known, *(f"##{letter}" for letter in sorted(inner))])
     tokenizer.train_from_iterator((word for word, count in words.items() for word in repeat(word, count)), trainer)
     pieces = [*SPECIAL, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL))]
-    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase=True), "learned")
+    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
 
 
-def load_vocabulary(source: str) -> Vocabulary:
+def load_vocabulary(source: str, case: str = "auto") -> Vocabulary:
     """From a vocab.txt, a folder with a tokenizer.json or vocab.txt, or a name on the Hugging Face hub.
 
-    A vocab.txt is taken as cased if any of its pieces has a capital letter.
+    `case`, a key of CASES, is for a vocab.txt; auto: as found_case has it. InputError if it is given with a tokenizer.json.
     """
     path = Path(source)
     if not path.exists():
         path = hub_folder(source, f"--vocab {source} is no file or folder here", TOKENIZER_FILES)
     if path.is_dir():
-        inside = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+        inside = [path / name for name in TOKENIZER_FILES[:2] if (path / name).is_file()]
         if not inside:
             raise InputError(f"--vocab {source} is a folder without tokenizer.json or vocab.txt")
         path = inside[0]
     try:
+        if path.suffix == ".json" and case != "auto":
+            raise InputError(f"--case {case} is for vocab.txt and learned vocabularies, {path} has a handling of its own: "
+                             "leave --case out or name a vocab.txt with --vocab")
         if path.suffix == ".json":
             return Vocabulary(Tokenizer.from_file(str(path)), source)
         pieces = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        tokenizer = wordpiece({piece: number for number, piece in enumerate(pieces)},
+                              *(CASES.get(case) or found_case(pieces, path.with_name("tokenizer_config.json"))))
     except InputError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
@@ -957,8 +976,22 @@ def load_vocabulary(source: str) -> Vocabulary:
     if len(set(pieces)) < len(pieces):
         twice = next(piece for piece, count in Counter(pieces).items() if count > 1)
         raise InputError(f"--vocab {source} has {twice!r} more than once: one piece a line is wanted")
-    lowercase = not any(piece != piece.lower() for piece in pieces if piece not in SPECIAL)
-    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase), source)
+    return Vocabulary(tokenizer, source)
+
+
+def found_case(pieces: list[str], settings: Path) -> tuple[bool, bool | None]:
+    """Whether to lowercase and to strip accents: as transformers' `settings` beside a vocab.txt say, if they are there.
+
+    Otherwise cased if any piece has a capital letter, with accents if stripping them would change any piece.
+    """
+    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    if "do_lower_case" in said:
+        return said["do_lower_case"], said.get("strip_accents")
+    text = "\n".join(set(pieces) - set(SPECIAL))
+    if text != text.lower():
+        return CASES["cased"]
+    bare = normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False)
+    return CASES["uncased" if bare.normalize_str(text) == text else "uncased-accents"]
 
 
 def hub_folder(name: str, wanted: str, patterns: list[str]) -> Path:
@@ -1078,25 +1111,26 @@ def digest(*parts: object) -> str:
 
 
 def prepare(paths: tuple[Path, ...], source: str | Vocabulary | None, vocab_size: int, max_length: int, kind: str,
-            cache: Path) -> tuple[Vocabulary, Data]:
+            cache: Path, case: str = "auto") -> tuple[Vocabulary, Data]:
     """The vocabulary (from `source`, learned if that is None) and the token store of a corpus, each built once.
 
-    Cache entries are named by the content of all they depend on and take their name when they are whole. Memory does
-    not grow with the corpus. InputError if the text, the vocabulary and `vocab_size` don't fit together.
+    `case` is a key of CASES, or auto: uncased for a learned vocabulary, else as load_vocabulary finds it. Cache entries are
+    named by the content of all they depend on and take their name when they are whole. Memory does not grow with the
+    corpus. InputError if the text, the vocabulary and `vocab_size` don't fit together.
     """
     content = corpus_digest(paths)
     scan = lru_cache(lambda: scan_corpus(paths))
     if isinstance(source, Vocabulary):
         vocabulary = source
     elif source is None:
-        path = cache / f"vocabulary-{digest(content, vocab_size, STORE_VERSION)}.json"
+        case = "uncased" if case == "auto" else case
+        path = cache / f"vocabulary-{digest(content, vocab_size, case, STORE_VERSION)}.json"
         with locked(path.with_suffix(".lock")):
             if not path.exists():
-                with replacing(path) as temporary:
-                    temporary.write_text(learn_vocabulary(scan(), vocab_size).state(), encoding="utf-8")
+                write_text(path, learn_vocabulary(scan(), vocab_size, case).state())
         vocabulary = Vocabulary.from_state(path.read_text(encoding="utf-8"), str(path))
     else:
-        vocabulary = load_vocabulary(source)
+        vocabulary = load_vocabulary(source, case)
         if vocabulary.size != vocab_size:
             raise InputError(f"the vocabulary {source} has {vocabulary.size:,} pieces, the model "
                              f"{vocab_size:,}: set --model.vocab-size {vocabulary.size}")

@@ -431,7 +431,7 @@ def transformers_names(model: Generator | Discriminator | Encoder) -> dict[str, 
     return names
 
 
-def to_transformers(model: Generator | Discriminator) -> dict[str, Tensor]:
+def to_transformers(model: Generator | Discriminator | Encoder) -> dict[str, Tensor]:
     """One network's weights under transformers' names."""
     weights = model.state_dict()
     theirs = {name: part for ours, names in transformers_names(model).items()
@@ -439,8 +439,27 @@ def to_transformers(model: Generator | Discriminator) -> dict[str, Tensor]:
     return theirs | ({TIED[0]: theirs[TIED[1]]} if isinstance(model, Generator) else {})
 
 
+@torch.no_grad()
+def classifier_to_transformers(model: Classifier, scale: float) -> dict[str, Tensor]:
+    """Weights of an ElectraForSequenceClassification whose logits are `scale` times the outputs of `model`.
+
+    It has a dense layer and a GELU before the last layer: the dense layer gives each output z as z and -z, the last layer
+    puts them together again, since gelu(z) - gelu(-z) = z. Units that this leaves over stay 0.
+    """
+    outputs, H = model.prediction.weight.shape
+    signs = torch.cat([torch.eye(outputs), -torch.eye(outputs)])  # (2 outputs, outputs)
+    dense, bias, last = torch.zeros(H, H), torch.zeros(H), torch.zeros(outputs, H)
+    dense[:2 * outputs] = scale * signs @ model.prediction.weight
+    bias[:2 * outputs] = scale * signs @ model.prediction.bias
+    last[:, :2 * outputs] = signs.T
+    return to_transformers(model.encoder) | {"classifier.dense.weight": dense, "classifier.dense.bias": bias,
+                                             "classifier.out_proj.weight": last,
+                                             "classifier.out_proj.bias": torch.zeros(outputs)}
+
+
 def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:
-    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one.
+    """Fills one network from transformers' weights; KeyError or RuntimeError where they don't match it one to one, or an
+    output table is not the tied one.
 
     An encoder leaves the heads of a discriminator or a classifier aside, and takes names without "electra." too, as
     ElectraModel saves them.
@@ -453,6 +472,8 @@ def load_transformers(model: Generator | Discriminator | Encoder, weights: dict[
     surplus = set(weights) - {name for some in names.values() for name in some} - {TIED[0]}
     if surplus:
         raise KeyError(f"weights without a place: {', '.join(sorted(surplus))}")
+    if TIED[0] in weights and not torch.equal(weights[TIED[0]], weights[TIED[1]]):
+        raise KeyError(f"{TIED[0]} is not {TIED[1]}, to which it is tied here")
     model.load_state_dict({ours: torch.cat([weights[name] for name in some]) for ours, some in names.items()})
 
 

@@ -32,9 +32,9 @@ from torch import Tensor, distributed, nn
 from typeguard import TypeCheckError, check_type
 
 Settings = TypeVar("Settings")
-# What users mend, not bugs: no space, no permission, a folder that is gone, a device that fails
+# What users mend, not bugs: no space, no permission, a folder that is gone, a file in the way, a device that fails
 UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
-            errno.EISDIR, errno.ENAMETOOLONG, errno.EIO}
+            errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # for which processes wait while one tokenizes
 FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and Rackoff, 1988)
 
@@ -340,6 +340,11 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save(path: Path, content: dict) -> None:

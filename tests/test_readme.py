@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch, vocabulary, glue):
     """A working folder with the files the commands name."""
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("\n\n".join(story()), encoding="utf-8")
+    Path("greek.txt").write_text("\n".join(f"Στην Αθήνα {n} ήλιοι λάμπουν." for n in range(300)), encoding="utf-8")
     Path("sents.txt").write_text("The old dog sees [MASK].\na red cat eats.\n", encoding="utf-8")
     Path("pairs.txt").write_text("the old dog\ta red cat\n", encoding="utf-8")
     write_pair(Path("runs/quickstart"), vocabulary, max_positions=128)
