@@ -529,7 +529,7 @@ BEFORE_NUMBER = re.compile(r"\b(?:art|ch|figs?|nos?|op|pp?|vols?|v|jan|feb|mar|a
 BEFORE_NAME = re.compile(r"\b(?:M|Mme|Mrs?|Ms|Messrs|Dr|St|Prof|Rev|Hon|Capt|Col|Gen|Lt|Lieut|Maj|Sgt)\.$|^\W*\d+[.)]\W*$")
 QUOTATION = re.compile(r"([\"“«])([^\"“”«»]+)([\"”»])")
 GAPS = (  # what dropped templates, notes and dashes leave: empty brackets, blanks and commas beside punctuation
-    (re.compile(r"[(\[][\s,;:/–-]*[)\]]|\"\"|“”|^[\s,;:*#]+"), ""), (re.compile(r"([(\[])[\s,;:]+"), r"\1"),
+    (re.compile(r"\s*(?:[(\[][\s,;:/–-]*[)\]]|\"\"|“”)|^[\s,;:*#]+"), ""), (re.compile(r"([(\[])[\s,;:]+"), r"\1"),
     (re.compile(r"[\s,;]+([)\]])"), r"\1"), (re.compile(r"\s+([,;]|\.(?=\s|$))"), r"\1"), (re.compile(r",(?=[,.])"), ""))
 
 
@@ -703,12 +703,13 @@ def shown_template(node: nodes.Template, unseen: re.Pattern) -> str:
 
 WIDEST = 100  # characters: text whose lines are mostly shorter is hard-wrapped
 SENTENCE_LINES = 500  # by which it is seen whether a text has a sentence a line
-GUTENBERG = re.compile(r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.*?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)$|"
+GUTENBERG = re.compile(r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.*?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)\s*$|"
                        r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:the )?Project Gutenberg).*\Z",
                        re.DOTALL | re.MULTILINE | re.IGNORECASE)
 CREDITS = re.compile(r"(?:produced by|e-?text prepared by|transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
 PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W*", re.IGNORECASE)
-PAGE_MARK = re.compile(r"[\[{](?:pg|page)?\.?\s*\d+[\]}]|\[(?:illustration|footnote)[^\]]*\]", re.IGNORECASE)
+PAGE_MARK = re.compile(r"(^[ \t]*)?(?:[\[{](?:pg|page)?\.?\s*\d{1,3}[\]}]|\[(?:illustration|footnote)[^\]]{0,999}\])"
+                       r"(?(1)[ \t]*\n|)", re.IGNORECASE | re.MULTILINE)  # with its line, where it stands alone
 EMPHASIS = re.compile(r"(?<!\w)_(?=\S)(.+?)(?<=\S)_(?!\w)", re.DOTALL)
 CHAPTER = re.compile(
     r"(?i:(?:chapter|book|part|volume|vol\.|canto|act|scene|section|stave|letter|appendix)\s+(?:the\s+)?(?:[\divxlc]+|one|two|three|"
@@ -729,7 +730,7 @@ def read_book(source: Source, record: bytes) -> Iterator[Found]:
             if not blank:
                 yield Found(source.name, list(map(tidy, some)), split=True)
         return
-    paragraphs = joined_paragraphs(GUTENBERG.sub("", text).split("\n"))
+    paragraphs = joined_paragraphs(PAGE_MARK.sub("", GUTENBERG.sub("", text)).split("\n"))
     yield Found(source.name, [closed(p) for p in paragraphs if not is_heading(p) and not CREDITS.match(p)])
 
 
@@ -775,7 +776,7 @@ def joined_paragraphs(lines: list[str]) -> list[str]:
     A line goes on in the next one if the next one's first word would not have fitted into it; a paragraph in the next one
     if it is long or the next one begins small, but it has no end: there a page ended.
     """
-    lines = [PAGE_MARK.sub("", line).rstrip() for line in lines if not line.strip() or not PAGE_NUMBER.fullmatch(line)]
+    lines = [line.rstrip() for line in lines if not line.strip() or not PAGE_NUMBER.fullmatch(line)]
     lengths = sorted(len(line) for line in lines if line)
     usual = lengths[len(lengths) * 9 // 10] if lengths else 0
     paragraphs: list[str] = []
