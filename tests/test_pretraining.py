@@ -118,7 +118,7 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     run = runs[0]
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
-    values = evaluate(run)
+    values, _ = evaluate(run)
     numbers, rng = np.arange(len(run.data.heldout)), torch.Generator()
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
     for part, some in enumerate(np.array_split(numbers, math.ceil(len(numbers) * 2 / 9))):
