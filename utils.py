@@ -443,12 +443,13 @@ def draw(path: Path, panels: dict[str, list[Curve]], x: str, caption: str) -> No
         axes.xaxis.set_minor_locator(NullLocator())
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if curves:
+            axes.legend(fontsize="small")
     for axes in grid[1]:
         axes.set_xlabel(x)
     figure.text(0.5, 0.02, caption, ha="center", fontsize="small")
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
 
 
 class Detection(NamedTuple):
