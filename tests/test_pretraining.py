@@ -116,6 +116,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, m
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2}])
+def test_grad_checkpointing_changes_nothing_but_memory(command, tmp_path, monkeypatch, flags):
+    """Dropout included; begun without it and continued with it."""
+    flags |= {"model__layers": 3}
+    assert main(command("plain", **flags)) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after_save(patch, 4)
+        main(command(**flags))
+    assert main(command(grad_checkpointing=True, **flags)) == 0
+    plain, saving = (load(tmp_path / name / "checkpoint-8.pt") for name in ("plain", "run"))
+    for checkpoint in (plain, saving):
+        del checkpoint["window"]["seconds"]
+    assert_same(plain, saving)
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "run")
+
+
 def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     """`evaluate`, on lines of many lengths in several batches, against the same quantities from all outputs together."""
     runs = []
@@ -392,6 +408,17 @@ def test_shipped_configurations_are_valid_and_say_what_they_are(path):
     settings = read_settings(Pretraining, ["--config", str(path)], path)
     check(settings)
     assert settings.output == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("name", ["electra_base", "electra_large"])
+def test_larger_models_make_a_step(tmp_path, corpus_file, name):
+    flags = {"--config": CONFIGS / f"{name}.toml", "--corpus": corpus_file, "--output": tmp_path / "run", "--steps": 1,
+             "--cache": tmp_path / "cache", "--batch-size": 2, "--accumulate": 1, "--max-length": 64, "--eval-examples": 2,
+             "--device": "cpu", "--model.layers": 1}
+    assert main([str(word) for flag in flags.items() for word in flag]) == 0
+    first, last = [line for line in metrics(tmp_path / "run") if line["heldout"]]
+    assert first["mlm_loss"] == last["mlm_loss"]  # rate 0 at the first step
+    assert all(math.isfinite(line["mlm_loss"] + line["disc_loss"]) for line in metrics(tmp_path / "run"))
 
 
 def test_electra_small_is_the_papers_and_the_default():
