@@ -730,7 +730,7 @@ def sample_table(vocabulary: Vocabulary, batch: Batch, masked: Masked, output: E
     """The batch's first examples as a Markdown table: their pieces before, in and after the generator, and those that the
     discriminator flags."""
     generated = corrupt(batch.ids, masked.positions, masked.chosen, output.sampled)
-    rows = {"original": (batch.ids, batch.ids != batch.ids), "masked": (masked.ids, masked.ids != batch.ids),
+    rows = {"original": (batch.ids, torch.zeros_like(batch.mask)), "masked": (masked.ids, masked.ids != batch.ids),
             "generated": (generated, output.replaced), "flagged": (generated, output.discriminator_logits > 0)}
     lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
     for number, real in enumerate(batch.mask[:SAMPLES]):
