@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
+import re
 import signal
 import sys
 import time
@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from dataset import (TOKENIZER_FILES, Batch, Collator, Data, Masked, Store, TrainingBatches, Vocabulary, candidates,
                      documentation_corpus, hub_folder, mask_tokens, prepare)
-from model import (TIED, Discriminator, Electra, EncoderSize, Generator, ModelConfig, from_transformers_config,
-                   load_transformers, sampler_draws, to_transformers, to_transformers_config, training_flops)
-from utils import (Adam, InputError, Precision, checkpoints, decay_groups, detection_metrics, flat, from_table, gathered,
-                   joined, load, locked, pick_device, pick_precision, rank, ranks, read_settings, replacing,
-                   reports_input_errors, save, scheduled_rate, share, stop_signals, to_toml, total, write_text)
+from model import (TIED, Discriminator, Electra, ElectraOutput, EncoderSize, Generator, ModelConfig, corrupt,
+                   from_transformers_config, load_transformers, sampler_draws, to_transformers, to_transformers_config,
+                   training_flops)
+from utils import (Adam, Curve, Events, InputError, Precision, checkpoints, decay_groups, detection_metrics, draw, flat,
+                   from_table, gathered, joined, load, locked, pick_device, pick_precision, rank, ranks, read_settings,
+                   replacing, reports_input_errors, save, scheduled_rate, share, stop_signals, to_toml, total, write_text)
 
 HERE = Path(__file__).parent
 WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]
@@ -89,6 +90,8 @@ class Pretraining:
     """Examples of one optimizer step."""
     accumulate: int = 1
     """Parts into which a batch is cut to fit in memory; the result is the same."""
+    grad_checkpointing: bool = False
+    """Compute each layer again for its gradient rather than keep what it computed: less memory, more time."""
     max_length: int = 128
     """Tokens of an example, special ones counted."""
     examples: Literal["packed", "line"] = "packed"
@@ -143,9 +146,9 @@ class Pretraining:
 CHECKPOINT = {"step", "electra", "optimizer", "scaler", "window", "data", "vocabulary"}
 # Settings that may change when a run is continued: where and how it is computed and told; the corpus and the vocabulary
 # are compared by content.
-FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "precision", "device", "compile", "workers",
-                  "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints", "resume",
-                  "max_minutes", "max_bad_steps", "extend", "export"}
+FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "grad_checkpointing", "precision", "device",
+                  "compile", "workers", "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints",
+                  "resume", "max_minutes", "max_bad_steps", "extend", "export"}
 SCHEDULE = {"steps", "warmup_steps", "learning_rate"}  # what --extend may change besides
 PATIENCE = 5  # evaluations without progress that are worth a warning
 LOWEST = {"steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 5, "warmup_steps": 0, "weight_decay": 0,
@@ -154,6 +157,23 @@ LOWEST = {"steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 5, "warmup
           "model.embedding_size": 1, "model.hidden_size": 1,
           "model.layers": 1, "model.heads": 1, "model.feed_forward_size": 1, "model.dropout": 0}
 ABOVE_ZERO = ("learning_rate", "clip_norm", "mask_prob", "model.generator_size", "model.initializer_range")
+SAMPLES = 4  # held-out examples shown in TensorBoard
+PANELS = {"generator: loss": ["mlm_loss"], "discriminator: loss": ["disc_loss"], "discriminator: AUC": ["disc_auc"],
+          "generator: accuracy": ["mlm_accuracy", "sampled_accuracy"],
+          "discriminator: accuracy, precision, recall": ["disc_accuracy", "disc_precision", "disc_recall"],
+          "learning rate": ["learning_rate"]}
+STYLES = {"training": {"linewidth": 0.8, "alpha": 0.6}, "held out": {"marker": "o", "markersize": 3},
+          "published": {"marker": "X", "markersize": 9, "markeredgecolor": "black", "linestyle": "none", "zorder": 3}}
+# ELECTRA-Small on OpenWebText, read off a picture in google-research/electra's issue 3: on training data, without dropout,
+# the AUC with padding counted
+PUBLISHED = [
+    {"step": 10_000, "mlm_loss": 5.1, "disc_loss": 0.248},
+    {"step": 50_000, "mlm_loss": 3.65, "disc_loss": 0.221, "disc_auc": 0.875},
+    {"step": 100_000, "mlm_loss": 3.51, "disc_loss": 0.208, "disc_auc": 0.890},
+    {"step": 200_000, "mlm_loss": 3.43, "disc_loss": 0.194, "disc_auc": 0.904, "mlm_accuracy": 0.433,
+     "sampled_accuracy": 0.328, "disc_accuracy": 0.930, "disc_precision": 0.740},
+    {"step": 1_000_000, "mlm_loss": 3.26, "disc_loss": 0.160, "disc_auc": 0.935, "mlm_accuracy": 0.454,
+     "sampled_accuracy": 0.351, "disc_accuracy": 0.942, "disc_precision": 0.783}]
 
 
 class Run(NamedTuple):
@@ -310,7 +330,7 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
         gathered(None)
     model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
     torch.manual_seed(settings.seed)
-    electra = Electra(model).to(device)
+    electra = Electra(model, settings.grad_checkpointing).to(device)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
     parallel = DistributedDataParallel(electra) if ranks() > 1 else electra
     run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer,
@@ -591,9 +611,10 @@ def train(run: Run, first_step: int, window: "Window", received: list[signal.Sig
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
                                          num_workers=settings.workers, pin_memory=run.device.type == "cuda")
     rng = torch.Generator(run.device)
-    metrics = MetricsFile(run.output / "metrics.jsonl", first_step)
+    metrics = Metrics(run.output, first_step, to_toml(settings), is_the_papers(settings, run.model))
     if first_step == 0:
-        metrics.write(0, evaluate(run), heldout=True)
+        with window.paused():
+            metrics.write(0, *evaluate(run))
     entropy, _ = unigram_baseline(run.data.heldout)
     run.electra.train()
     bad, slowest, before = 0, 0.0, time.monotonic()
@@ -616,7 +637,7 @@ def train(run: Run, first_step: int, window: "Window", received: list[signal.Sig
                              "tokens/s": f"{values['tokens_per_second']:,.0f}"})
         if done % settings.eval_every == 0 or done == settings.steps:
             with window.paused():
-                metrics.write(done, evaluate(run), heldout=True)
+                metrics.write(done, *evaluate(run))
                 for doubt in stuck(metrics.heldout, entropy):
                     tqdm.write(f"warning: {doubt}")
         slowest = max(slowest, time.monotonic() - before)
@@ -703,8 +724,10 @@ def backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run) -> tuple[dict[str, float], str]:
     """Metrics on evenly spread held-out examples, with the same masks each time; InputError if the run has diverged.
+
+    Also the first examples as a table, in rank 0.
 
     The losses are the training's. Everything else about the discriminator is judged on the tokens that could have been
     replaced: neither padding nor special, which would be easy negatives.
@@ -714,7 +737,7 @@ def evaluate(run: Run) -> dict[str, float]:
     collate = Collator(store, run.vocabulary, settings.max_length)
     rng = torch.Generator(run.device)
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
-    labels, scores = [], []
+    labels, scores, samples = [], [], ""
     run.electra.eval()
     parts = np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size))
     for number in range(rank(), len(parts), ranks()):
@@ -732,6 +755,8 @@ def evaluate(run: Run) -> dict[str, float]:
         real = candidates(batch, run.vocabulary)
         labels.append(output.replaced[real].cpu().numpy())
         scores.append(output.discriminator_logits[real].cpu().numpy())
+        if number == 0:
+            samples = sample_table(run.vocabulary, batch, masked, output)
     run.electra.train()
     mlm_loss, correct, sampled, chosen, disc_loss, tokens = total(sums).tolist()
     if not math.isfinite(mlm_loss + disc_loss):
@@ -741,7 +766,24 @@ def evaluate(run: Run) -> dict[str, float]:
     chosen = max(1.0, chosen)
     return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,
             "disc_loss": disc_loss / tokens, "disc_accuracy": found.accuracy, "disc_precision": found.precision,
-            "disc_recall": found.recall, "disc_auc": found.auc, "disc_auc_error": found.error}
+            "disc_recall": found.recall, "disc_auc": found.auc, "disc_auc_error": found.error}, samples
+
+
+def sample_table(vocabulary: Vocabulary, batch: Batch, masked: Masked, output: ElectraOutput) -> str:
+    """The batch's first examples as a Markdown table: their pieces before, in and after the generator, and those that the
+    discriminator flags."""
+    generated = corrupt(batch.ids, masked.positions, masked.chosen, output.sampled)
+    rows = {"original": (batch.ids, torch.zeros_like(batch.mask)), "masked": (masked.ids, masked.ids != batch.ids),
+            "generated": (generated, output.replaced), "flagged": (generated, output.discriminator_logits > 0)}
+    lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
+    for number, real in enumerate(batch.mask[:SAMPLES]):
+        for name, (ids, marks) in rows.items():
+            pieces = map(vocabulary.tokenizer.id_to_token, ids[number, real].tolist())
+            shown = [re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", piece) for piece in pieces]
+            text = " ".join(f"**{piece}**" if mark else piece
+                            for piece, mark in zip(shown, marks[number, real].tolist(), strict=True))
+            lines.append(f"| {number + 1} {name} | {text.replace(' &#35;&#35;', '')} |")
+    return "\n".join(lines)
 
 
 class Window:
@@ -781,26 +823,63 @@ class Window:
         return dict(zip(self.COLUMNS, values, strict=True)) | skipped
 
 
-class MetricsFile:
-    """metrics.jsonl, one object a line; lines of steps beyond `first_step` are a stopped run's and are dropped."""
+class Metrics:
+    """metrics.jsonl, one object a line, and what is made of it: TensorBoard's events and, with each evaluation, curves.png.
 
-    def __init__(self, path: Path, first_step: int):
-        self.path = path
+    Lines of steps beyond `first_step` are a stopped run's and are dropped. Rank 0 writes.
+    """
+
+    def __init__(self, output: Path, first_step: int, settings: str, published: bool):
+        self.path, self.published = output / "metrics.jsonl", published
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if first_step and path.exists() else []:
+        for line in self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []:
             with contextlib.suppress(ValueError):  # a torn line
                 kept += [line] * (json.loads(line)["step"] <= first_step)
         self.heldout = [values for values in map(json.loads, kept) if values["heldout"]]
         if rank():
             return
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        begin = first_step + 1 if first_step else 0
+        self.events = Events(output, begin)
+        self.events.write(begin, {}, {"settings": f"```toml\n{settings}```"})
 
-    def write(self, step: int, values: dict[str, float], heldout: bool = False) -> None:
-        with open(os.devnull if rank() else self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "heldout": heldout} | values) + "\n")
+    def write(self, step: int, values: dict[str, float], samples: str | None = None) -> None:
+        """Training's means, or an evaluation's metrics with its samples."""
+        heldout = samples is not None
+        if not rank():
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "heldout": heldout} | values) + "\n")
+            side = "heldout" if heldout else "train"
+            self.events.write(step, {f"{side}/{name}": value for name, value in values.items()},
+                              {"samples": samples} if heldout else {})
+            if heldout and step:
+                draw_curves(self.path, self.published)
         if heldout:
             self.heldout.append(values)
             tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def is_the_papers(settings: Pretraining, model: ModelConfig) -> bool:
+    """Whether the run is the paper's ELECTRA-Small, so that the published curve says what to expect."""
+    ours = flat(dataclasses.replace(settings, model=model))
+    return all(ours[name] == value for name, value in flat(Pretraining()).items() if name not in FREE_ON_RESUME | {"seed"})
+
+
+def draw_curves(path: Path, published: bool) -> None:
+    """curves.png beside metrics.jsonl, with the published points up to the step reached if `published`."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kinds = {"training": [line for line in lines if not line["heldout"]],
+             "held out": [line for line in lines if line["heldout"] and line["step"]],  # the axis begins above 0
+             "published": [line for line in PUBLISHED if published and line["step"] <= lines[-1]["step"]]}
+    panels = {}
+    for title, names in PANELS.items():
+        found = [(f"{name}, {kind}", [line for line in some if name in line], name, {"color": f"C{number}"} | STYLES[kind])
+                 for number, name in enumerate(names) for kind, some in kinds.items()]
+        panels[title] = [Curve(label, [line["step"] for line in some], [line[name] for line in some], style)
+                         for label, some, name, style in found if some]
+    note = ("; published: Small on OpenWebText, google-research/electra issue 3, read off a picture"
+            if kinds["published"] else "")
+    draw(path.with_name("curves.png"), panels, "steps", f"{path.parent}{note}")
 
 
 if __name__ == "__main__":

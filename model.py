@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 HEAD_SIZE = 64  # of the generator's heads (run_pretraining.py, get_generator_config)
@@ -200,6 +201,8 @@ class GeluLinear(torch.autograd.Function):
 class Encoder(nn.Module):
     """Embeddings (shared by the caller), projection to the hidden size where it differs, layers."""
 
+    recompute = False  # what a layer computes, for its gradient, rather than keep it
+
     def __init__(self, config: ModelConfig, size: EncoderSize, embeddings: Embeddings):
         super().__init__()
         self.embeddings = embeddings
@@ -212,7 +215,7 @@ class Encoder(nn.Module):
         x = self.project(self.embeddings(ids, segments))
         hidden = None if not mask.is_cuda and mask.all() else mask[:, None, None, :]  # on CUDA the question costs a wait
         for layer in self.layers:
-            x = layer(x, hidden)
+            x = checkpoint(layer, x, hidden, use_reentrant=False) if self.recompute else layer(x, hidden)
         return x
 
 
@@ -283,11 +286,12 @@ class Classifier(nn.Module):
 class Electra(nn.Module):
     """Generator and discriminator over one set of embeddings, trained jointly (paper, section 2)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, grad_checkpointing: bool = False):
         super().__init__()
         embeddings = Embeddings(config)
         self.generator = Generator(config, embeddings)
         self.discriminator = Discriminator(config, embeddings)
+        self.generator.encoder.recompute = self.discriminator.encoder.recompute = grad_checkpointing
 
     def forward(self, ids: Tensor, segments: Tensor, mask: Tensor, masked_ids: Tensor, positions: Tensor,
                 chosen: Tensor, draws: Tensor) -> ElectraOutput:

@@ -13,9 +13,11 @@ import gc
 import itertools
 import datetime
 import json
+import logging
 import os
 import signal
 import sys
+import time
 import tomllib
 import typing
 import warnings
@@ -390,6 +392,69 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 # Metrics
+
+
+class Events:
+    """TensorBoard's event file of one start of a run; it voids what earlier starts wrote of step `begin` and later.
+
+    Written at once, as metrics are. SummaryWriter would leave that to a thread, whose failures end in a traceback.
+    """
+
+    def __init__(self, folder: Path, begin: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # needless to wait for where nothing is trained
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}"  # TensorBoard reads them in the order of their names
+        self.add([Event(file_version="brain.Event:2"),
+                  Event(step=begin, session_log=SessionLog(status=SessionLog.START))])
+
+    def write(self, step: int, scalars: dict[str, float], texts: dict[str, str]) -> None:
+        """Numbers and Markdown, by their tags."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard.summary import scalar, text
+        summaries = [*itertools.starmap(scalar, scalars.items()), *itertools.starmap(text, texts.items())]
+        self.add([Event(step=step, summary=summary) for summary in summaries])
+
+    def add(self, events: list[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        with open(self.path, "ab") as file:
+            for event in events:
+                event.wall_time = time.time()
+                RecordWriter(file).write(event.SerializeToString())
+
+
+class Curve(NamedTuple):
+    """A line of a panel, in matplotlib's terms."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    style: dict[str, Any]
+
+
+def draw(path: Path, panels: dict[str, list[Curve]], x: str, caption: str) -> None:
+    """A PNG of the panels, named by their titles, in two rows over one positive quantity `x`, whose scale is logarithmic."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it tells of its font cache
+    from matplotlib.figure import Figure  # a second that other commands need not wait for
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+    columns = -(-len(panels) // 2)
+    figure = Figure((4.0 * columns, 6.0), dpi=72)
+    margins = {"left": 0.04, "right": 0.99, "bottom": 0.12, "top": 0.95, "hspace": 0.2, "wspace": 0.15}
+    grid = figure.subplots(2, columns, sharex=True, squeeze=False, gridspec_kw=margins)
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for curve in curves:
+            axes.plot(curve.x, curve.y, label=curve.label, **curve.style)
+        axes.set(title=title, xscale="log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend(fontsize="small")
+    for axes in grid[1]:
+        axes.set_xlabel(x)
+    figure.text(0.5, 0.02, caption, ha="center", fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
 
 
 class Detection(NamedTuple):

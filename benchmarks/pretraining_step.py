@@ -4,11 +4,12 @@
     python benchmarks/pretraining_step.py --precision bf16 --profile
     python benchmarks/pretraining_step.py --corpus corpus.txt --vocab vocab.txt
 
-ours      the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
-public    ElectraForMaskedLM and ElectraForPreTraining as the public re-implementations wire them: shared embeddings, logits
-          of the whole vocabulary at every position and then a selection, torch.distributions' Gumbel noise, AdamW
-careful   the same modules wired as well as they allow untouched: logits at the chosen positions, fused AdamW
-products  the matrix multiplications of ours alone, forward and backward: the limit
+ours        the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
+recomputed  the same with --grad-checkpointing
+public      ElectraForMaskedLM and ElectraForPreTraining as public re-implementations wire them: shared embeddings, logits
+            of the whole vocabulary at every position and then a selection, torch.distributions' Gumbel noise, AdamW
+careful     the same modules wired as well as they allow untouched: logits at the chosen positions, fused AdamW
+products    the matrix multiplications of ours alone, forward and backward: the limit
 All run in turn, `--pairs` times after a warm-up; ratios are medians of the ratios of each turn. Memory is the peak above the
 built model and optimizer's, in a process of its own. With a corpus: Pretraining.py itself beside the bare step, and
 `--examples line` beside the same examples padded to the full length.
@@ -60,15 +61,16 @@ def batch_of(args: argparse.Namespace) -> Batch:
     return Batch(ids, segments, torch.ones_like(ids, dtype=torch.bool))
 
 
-def ours(args: argparse.Namespace, precision_name: str) -> Callable[[int], None]:
-    settings, device = settings_of(args), pick_device(args.device)
+def ours(args: argparse.Namespace, precision_name: str, grad_checkpointing: bool = False) -> Callable[[int], None]:
+    settings = dataclasses.replace(settings_of(args), grad_checkpointing=grad_checkpointing)
+    device = pick_device(args.device)
     run = run_of(settings, pick_precision(precision_name, device), device, IDS)
     rng, batch = torch.Generator(device), batch_of(args)
     return lambda step: training_step(run, batch, step, rng)
 
 
 def run_of(settings: Pretraining, precision: Precision, device: torch.device, vocabulary: Any) -> Run:
-    electra = Electra(settings.model).to(device).train()
+    electra = Electra(settings.model, settings.grad_checkpointing).to(device).train()
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
     return Run(settings, settings.model, Path(), device, precision, vocabulary, None, electra, electra, optimizer,
                precision.scaler())
@@ -160,7 +162,8 @@ def products(args: argparse.Namespace, precision_name: str) -> Callable[[int], N
     return step
 
 
-STEPS = {"ours": ours, "public": lambda *given: peer_step(*given, "public"),
+STEPS = {"ours": ours, "recomputed": lambda *given: ours(*given, grad_checkpointing=True),
+         "public": lambda *given: peer_step(*given, "public"),
          "careful": lambda *given: peer_step(*given, "careful"), "products": products}
 
 
@@ -313,11 +316,11 @@ def main() -> None:
         results[precision_name] = found = measure(args, precision_name)
         print(f"\n{precision_name}, {args.batch} x {args.length} tokens, {pick_device(args.device)}, "
               f"{torch.get_num_threads()} threads, medians of {args.pairs}")
-        print(f"{'':10}{'s/step':>8}{'tokens/s':>10}{'ours is':>14}{'of limit':>10}{'peak MB':>9}{'ours needs':>12}")
+        print(f"{'':12}{'s/step':>8}{'tokens/s':>10}{'ours is':>14}{'of limit':>10}{'peak MB':>9}{'ours needs':>12}")
         for name, values in found.items():
             share = found["products"]["seconds"] / values["seconds"] if "products" in found else float("nan")
             memory = (f"{values['memory'] / 1e6:9.0f}{values['memory_ours']:11.2f}x" if "memory" in values else "")
-            print(f"{name:10}{values['seconds']:8.3f}{values['tokens_per_second']:10,.0f}"
+            print(f"{name:12}{values['seconds']:8.3f}{values['tokens_per_second']:10,.0f}"
                   f"{values['ours_is_faster']:7.2f}x faster{share:10.0%}{memory}")
     if args.json and results:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -52,6 +52,12 @@ def deterministic():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Most tests do without curves.png and its half second."""
+    monkeypatch.setattr(Pretraining, "draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def vocabulary():
     pieces = [*SPECIAL, *WORDS, ".", "##s", "é"]

@@ -198,6 +198,47 @@ def test_small_has_the_papers_size_and_flops():
     assert 1_000_000 * 128 * training_flops(config, 128, 19) == by_hand == pytest.approx(1.15e18, rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "discriminator", "generator", "slots"), [("base", 110e6, (256, 4, 1024), 79),
+                                                                            ("large", 335e6, (256, 4, 1024), 130)])
+def test_larger_models_have_the_papers_sizes(name, discriminator, generator, slots):
+    settings = tomllib.loads((CONFIGS / f"electra_{name}.toml").read_text())
+    config = ModelConfig(**settings["model"])
+    with torch.device("meta"):
+        electra = Electra(config)
+    H, layers, V, G = config.hidden_size, config.layers, config.vocab_size, generator[0]
+    # by hand: token, position and segment tables and LayerNorm; layers of 12 H^2 weights and 13 H biases and norms; heads
+    embeddings, head = (V + 512 + 2 + 2) * H, H * H + H + H + 1
+    both = [embeddings + layers * (12 * H * H + 13 * H) + head,
+            H * G + G + layers * (12 * G * G + 13 * G) + (G * H + H) + 2 * H + V]
+    assert sum(p.numel() for p in electra.discriminator.parameters()) == both[0] == pytest.approx(discriminator, rel=0.01)
+    assert sum(p.numel() for p in electra.parameters()) == sum(both)
+    assert config.generator() == generator and config.heads == H // 64
+    assert int((settings["mask_prob"] + 0.005) * settings["max_length"]) == slots
+
+
+def test_checkpointed_layers_give_the_same_gradient_and_keep_less():
+    """With dropout; what is kept is counted as autograd stores it."""
+    config = dataclasses.replace(SIZES[0], dropout=0.3)
+    ids, segments, mask, masked, positions, chosen = batch(config)
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        electra, kept = enlarged(Electra(config, checkpointed)).train(), 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            output = electra(ids, segments, mask, masked, positions, chosen, draws_for(positions, config))
+        (output.generator_losses.sum() + output.discriminator_losses.sum()).backward()
+        found.append(({name: p.grad for name, p in electra.named_parameters()}, kept))
+    (plain, much), (saving, little) = found
+    assert little < 0.6 * much
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, saving[name]), name
+
+
 # The sampler
 
 

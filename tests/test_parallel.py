@@ -25,7 +25,8 @@ def weights(folder):
     return load(folder / "disc.pt")["weights"] | {f"generator.{k}": v for k, v in load(folder / "gen.pt")["weights"].items()}
 
 
-@pytest.mark.parametrize("flags", [{}, {"examples": "line", "accumulate": 2, "batch_size": 9}])
+@pytest.mark.parametrize("flags", [{}, {"examples": "line", "accumulate": 2, "batch_size": 9,
+                                        "grad_checkpointing": True}])
 def test_two_processes_compute_what_one_does(command, tmp_path, flags):
     flags |= {"model__dropout": 0.0, "precision": "fp32", "learning_rate": 1e-3}
     assert main(command("one", **flags)) == 0

@@ -2,9 +2,12 @@
 
 import dataclasses
 import gzip
+import json
 import math
 import os
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from conftest import Killed, assert_same, metrics, stop_after_save, story
 from sklearn.metrics import roc_auc_score
+from tensorboard import plugin_util
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 import Pretraining as script
 from dataset import Collator, Vocabulary, candidates, mask_tokens
 from model import Discriminator, Generator, ModelConfig, sampler_draws
-from Pretraining import Pretraining, check, evaluate, main
+from Pretraining import Pretraining, check, draw_curves, evaluate, is_the_papers, main
 from utils import InputError, from_table, load, read_settings, tomllib
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -110,6 +116,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, m
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2}])
+def test_grad_checkpointing_changes_nothing_but_memory(command, tmp_path, monkeypatch, flags):
+    """Dropout included; begun without it and continued with it."""
+    flags |= {"model__layers": 3}
+    assert main(command("plain", **flags)) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after_save(patch, 4)
+        main(command(**flags))
+    assert main(command(grad_checkpointing=True, **flags)) == 0
+    plain, saving = (load(tmp_path / name / "checkpoint-8.pt") for name in ("plain", "run"))
+    for checkpoint in (plain, saving):
+        del checkpoint["window"]["seconds"]
+    assert_same(plain, saving)
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "run")
+
+
 def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     """`evaluate`, on lines of many lengths in several batches, against the same quantities from all outputs together."""
     runs = []
@@ -118,7 +140,7 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     run = runs[0]
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
-    values = evaluate(run)
+    values, _ = evaluate(run)
     numbers, rng = np.arange(len(run.data.heldout)), torch.Generator()
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
     for part, some in enumerate(np.array_split(numbers, math.ceil(len(numbers) * 2 / 9))):
@@ -276,6 +298,107 @@ def test_a_run_without_a_whole_checkpoint_is_refused(command, tmp_path, capsys, 
     assert "damaged" in capsys.readouterr().err
 
 
+# Tracking
+
+
+def events(folder):
+    """What TensorBoard shows of a run folder: the steps and values of every tag."""
+    shown = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    return {tag: [(event.step, tensor_util.make_ndarray(event.tensor_proto).item()) for event in shown.Tensors(tag)]
+            for tag in shown.Tags()["tensors"]}
+
+
+def test_tensorboard_shows_every_metric_once_also_of_a_continued_run(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        write = script.write_checkpoint
+        patch.setattr(script, "write_checkpoint", lambda run, step, window: write(run, step, window) if step == 4 else
+                      (_ for _ in ()).throw(Killed))
+        main(command(save_every=4))  # killed at step 8, whose metrics are written
+    assert main(command()) == 0
+    shown = events(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    wanted = {}
+    for line in lines:
+        for name in line.keys() - {"step", "heldout"}:
+            tag = f"{'heldout' if line['heldout'] else 'train'}/{name}"
+            wanted.setdefault(tag, []).append((line["step"], pytest.approx(line[name], rel=1e-6)))
+    texts = [shown.pop(f"{name}/text_summary") for name in ("settings", "samples")]
+    assert shown == wanted
+    assert [[step for step, _ in text] for text in texts] == [[0, 5], [0, 4, 8]]
+    settings = (tmp_path / "run" / "config.toml").read_text()
+    assert unescape(plugin_util.markdown_to_safe_html(texts[0][1][1])) == f"<pre><code>{settings}</code></pre>"
+
+
+def test_samples_show_what_is_masked_generated_and_flagged(command, tmp_path, monkeypatch):
+    """The table as TensorBoard renders it, against the networks' outputs on the first held-out examples."""
+    runs = []
+    monkeypatch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
+    text = "\n\n".join(story()).replace("over", "*|<_`")
+    (tmp_path / "corpus.txt").write_text(text)
+    assert main(command(corpus=tmp_path / "corpus.txt", model__vocab_size=50)) == 0
+    run = runs[0]
+    for weight in run.electra.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
+    html = plugin_util.markdown_to_safe_html(evaluate(run)[1])
+    numbers = np.linspace(0, len(run.data.heldout) - 1, 20).astype(np.int64)
+    batch = Collator(run.data.heldout, run.vocabulary, 24)(np.array_split(numbers, 4)[0])
+    rng = torch.Generator().manual_seed(int(np.random.default_rng((0, 0)).integers(1 << 62)))
+    masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
+    with torch.no_grad():
+        output = run.electra.eval()(*batch, *masked, sampler_draws(masked.positions.shape, run.model.vocab_size,
+                                                                   run.device, rng))
+    wanted, pieces = [], run.vocabulary.pieces()
+    for row in range(4):
+        original, hidden = (ids[row][batch.mask[row]].tolist() for ids in (batch.ids, masked.ids))
+        generated = list(original)
+        for position, used, sampled in zip(masked.positions[row], masked.chosen[row], output.sampled[row], strict=True):
+            generated[position] = sampled.item() if used else generated[position]
+        for name, ids, marks in (("original", original, [False] * len(original)),
+                                 ("masked", hidden, [piece == run.vocabulary.mask for piece in hidden]),
+                                 ("generated", generated, [a != b for a, b in zip(generated, original, strict=True)]),
+                                 ("flagged", generated, (output.discriminator_logits[row] > 0).tolist())):
+            line = ""
+            for piece, mark in zip([pieces[number] for number in ids], marks, strict=False):
+                inner = piece.startswith("##") and not mark
+                line += piece[2:] if inner else f" <strong>{piece}</strong>" if mark else f" {piece}"
+            wanted.append((f"{row + 1} {name}", line[1:]))
+    assert [tuple(map(unescape, row)) for row in re.findall("<td>(.*?)</td>\\s*<td>(.*?)</td>", html)] == wanted
+    assert all(any(sign in line for _, line in wanted) for sign in ("<strong>[MASK]", "*", "|", "<", "_", "`"))
+    assert all(any("<strong>" in line for name, line in wanted if kind in name) for kind in ("generated", "flagged"))
+
+
+def test_curves_show_the_metrics_and_the_published_points_reached(command, tmp_path, monkeypatch):
+    drawn, draw = [], script.draw
+    monkeypatch.setattr(script, "draw_curves", draw_curves)
+    monkeypatch.setattr(script, "draw", lambda *given: drawn.append(given) or draw(*given))
+    assert main(command(log_every=3)) == 0
+    lines = metrics(tmp_path / "run")
+    panels = drawn[-1][1]
+    curves = {curve.label: list(zip(curve.x, curve.y, strict=True)) for some in panels.values() for curve in some}
+    assert len(drawn) == 2 and len(panels) == 6
+    for name in ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "learning_rate", "disc_auc", "mlm_accuracy"):
+        for kind, heldout in (("training", False), ("held out", True)):
+            wanted = [(line["step"], line[name]) for line in lines if line["heldout"] == heldout and name in line]
+            assert curves.get(f"{name}, {kind}", []) == [point for point in wanted if point[0] > 0]
+    picture = (tmp_path / "run" / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 60000, "heldout": true, "disc_auc": 0.87}\n')
+    draw_curves(tmp_path / "metrics.jsonl", True)
+    curves = {curve.label: list(zip(curve.x, curve.y, strict=True)) for some in drawn[-1][1].values() for curve in some}
+    assert curves == {"disc_auc, held out": [(60_000, 0.87)], "disc_auc, published": [(50_000, 0.875)],
+                      "mlm_loss, published": [(10_000, 5.1), (50_000, 3.65)],
+                      "disc_loss, published": [(10_000, 0.248), (50_000, 0.221)]}
+    assert "OpenWebText" in drawn[-1][3] and "OpenWebText" not in drawn[0][3]
+
+
+def test_the_published_curve_is_for_the_papers_run_alone():
+    for name, wanted in (("electra_small", True), ("electra_small_line", False), ("quickstart", False)):
+        settings = read_settings(Pretraining, ["--config", str(CONFIGS / f"{name}.toml"), "--seed", "3"], Path())
+        assert is_the_papers(settings, settings.model) == wanted
+    assert not is_the_papers(Pretraining(), ModelConfig(vocab_size=4096))
+
+
 # Configurations and help
 
 
@@ -285,6 +408,17 @@ def test_shipped_configurations_are_valid_and_say_what_they_are(path):
     settings = read_settings(Pretraining, ["--config", str(path)], path)
     check(settings)
     assert settings.output == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("name", ["electra_base", "electra_large"])
+def test_larger_models_make_a_step(tmp_path, corpus_file, name):
+    flags = {"--config": CONFIGS / f"{name}.toml", "--corpus": corpus_file, "--output": tmp_path / "run", "--steps": 1,
+             "--cache": tmp_path / "cache", "--batch-size": 2, "--accumulate": 1, "--max-length": 64, "--eval-examples": 2,
+             "--device": "cpu", "--model.layers": 1}
+    assert main([str(word) for flag in flags.items() for word in flag]) == 0
+    first, last = [line for line in metrics(tmp_path / "run") if line["heldout"]]
+    assert first["mlm_loss"] == last["mlm_loss"]  # rate 0 at the first step
+    assert all(math.isfinite(line["mlm_loss"] + line["disc_loss"]) for line in metrics(tmp_path / "run"))
 
 
 def test_electra_small_is_the_papers_and_the_default():
