@@ -64,7 +64,7 @@ CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (Tr
 SEEN = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
         "é": "uncased: the networks see lower case with accents"}  # by what becomes of É
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
-CHUNK = 1_024  # lines tokenized together
+CHUNK = 1_024  # lines tokenized, examples written together
 HELDOUT_SHARE = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; with less than ten times as many, lines are held out instead
 LEARNING_LINES = 1_000_000  # of the corpus, evenly spread, from which a vocabulary is learned
@@ -1187,12 +1187,12 @@ def refuse_unknown(counts: dict[str, int]) -> None:
 
 
 def write_examples(stem: Path, examples: Iterator[Segments], counts: dict[str, int]) -> None:
-    """Writes `examples` to the files that `Store` maps, a few megabytes at a time, and to the disk."""
+    """Writes `examples` to the files that `Store` maps, some at a time, and to the disk."""
     end = 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(stem.with_suffix(f".{name}"), "wb")) for name in STORE_FILES}
         np.array([0], STORE_FILES["ends"]).tofile(files["ends"])
-        for chunk in iter(lambda: list(islice(examples, 8192)), []):
+        for chunk in iter(lambda: list(islice(examples, CHUNK)), []):
             flat = array("H")
             for first, second in chunk:
                 flat.fromlist(first)
