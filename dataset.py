@@ -288,13 +288,23 @@ class SeenDocuments:
 
 
 def find_sources(name: str, wiki: bool) -> list[Source]:
-    """The files that `name` stands for, in alphabetical order; InputError if there is none."""
+    """The files that `name` stands for, in alphabetical order, or a data set; InputError if there is nothing to read."""
     path, flag = Path(name), "--wiki" if wiki else "--books"
-    if not path.exists():
-        return [Source(name, None, "hub", wiki)]
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    files = [file for file in files if not file.name.startswith((".", "_"))]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
+    else:
+        files = [path] if path.exists() else []
     sources = [source for file in files if (source := find_kind(file, wiki, named=file == path)).kind]
+    if not path.exists():
+        sources = [Source(name, None, "hub", wiki)]
+    for number, source in enumerate(sources):
+        if READS[source.kind] is read_data_set:
+            try:
+                open_data_set(source)  # what is wrong with it is told before hours have been spent on others
+            except InputError:
+                raise
+            except Exception:  # Arrow's
+                sources[number] = source._replace(kind="damaged")
     if not sources:
         wanted = "a MediaWiki XML dump, WikiExtractor's output" if wiki else "text (.txt), Markdown (.md)"
         raise InputError(f"{flag} {name} holds nothing known: {wanted}, or .parquet, .arrow or .jsonl with a column text")
@@ -311,7 +321,7 @@ def find_kind(path: Path, wiki: bool, named: bool) -> Source:
     if head.startswith((b"PAR1", b"\xff\xff\xff\xff")):
         return Source(str(path), path, "parquet" if head.startswith(b"PAR1") else "arrow", wiki)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"{") and (wiki or suffix.startswith(".json")):
+    if text.startswith(b"{") and b'"text"' in text.partition(b"\n")[0] and (wiki or suffix.startswith(".json")):
         return Source(str(path), path, "json", wiki)
     if not wiki:
         kind = "markdown" if suffix in (".md", ".markdown") else "book" if suffix == ".txt" or named else ""
@@ -390,18 +400,25 @@ def read_json(source: Source, bar: tqdm) -> Iterator[Any]:
     def rows() -> Iterator[Any]:
         for number, line in enumerate(read_ended(b"\n", source, bar), 1):
             try:
-                yield json.loads(line)["text"]
+                if line.strip():
+                    yield "" + json.loads(line)["text"]
             except (ValueError, KeyError, TypeError, RecursionError):
                 yield Found(f"{source.name}, line {number}", [], DAMAGED)
     return whole_texts(rows(), source.wiki)
 
 
-def read_rows(source: Source, bar: tqdm) -> Iterator[Any]:
-    """The texts of a data set, streamed; InputError without a column of that name, or without the hub where it is there."""
+def read_data_set(source: Source, bar: tqdm) -> Iterator[Any]:
+    """The texts of a data set, streamed."""
+    rows = open_data_set(source)
+    bar.update(source.path.stat().st_size if source.path else 0)
+    return whole_texts((row["text"] or "" for row in rows), source.wiki)
+
+
+def open_data_set(source: Source) -> Any:
+    """A data set's rows; InputError if they have no column "text", or there is no such set here nor on the hub."""
     import datasets  # here, because it takes two seconds
     if source.path:
         rows = datasets.load_dataset(source.kind, data_files=str(source.path), split="train", streaming=True)
-        bar.update(source.path.stat().st_size)
     else:
         name, _, configuration = source.name.partition(":")
         check_hub_name(name, wanted := f"{'--wiki' if source.wiki else '--books'} {source.name} is no file or folder here")
@@ -413,7 +430,7 @@ def read_rows(source: Source, bar: tqdm) -> Iterator[Any]:
                              "wikimedia/wikipedia:20231101.en, or files that are here") from None
     if rows.column_names and "text" not in rows.column_names:
         raise InputError(f"{source.name} has the columns {', '.join(rows.column_names)}: \"text\" is wanted")
-    return whole_texts((row["text"] or "" for row in rows), source.wiki)
+    return rows
 
 
 def whole_texts(rows: Iterator[Any], wiki: bool) -> Iterator[Any]:
@@ -442,7 +459,7 @@ def read_damaged(source: Source, bar: tqdm) -> Iterator[Found]:
 
 READS: dict[str, Callable[[Source, tqdm], Iterator[Any]]] = {
     "dump": partial(read_ended, b"</page>"), "extracted": partial(read_ended, b"</doc>"), "json": read_json,
-    "book": read_parts, "markdown": read_parts, "parquet": read_rows, "arrow": read_rows, "hub": read_rows,
+    "book": read_parts, "markdown": read_parts, "parquet": read_data_set, "arrow": read_data_set, "hub": read_data_set,
     "damaged": read_damaged}
 
 

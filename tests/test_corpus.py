@@ -153,7 +153,7 @@ def test_extracted_articles_and_rows_become_the_same_lines(tmp_path, convert):
     for name in ("doc", "json", "parquet", "arrow"):
         code, documents, printed = convert("--wiki", tmp_path / name, output=f"{name}.txt")
         assert (code, documents) == (0, wanted), name
-        assert "1 disambiguation pages" in printed
+        assert "1 disambiguation pages" in printed and "damaged" not in printed
 
 
 def test_a_data_set_on_the_hub_is_streamed(tmp_path, convert, monkeypatch):
@@ -165,17 +165,19 @@ def test_a_data_set_on_the_hub_is_streamed(tmp_path, convert, monkeypatch):
     monkeypatch.setattr(dataset, "reach_hub", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert convert("--wiki", "wikimedia/wikipedia:20231101.en")[:2] == (0, cat_lines(0, 1, 2))
-    assert asked == [("wikimedia/wikipedia", "20231101.en", {"split": "train", "streaming": True})]
+    assert asked == 2 * [("wikimedia/wikipedia", "20231101.en", {"split": "train", "streaming": True})]  # tried, then read
 
 
 def test_a_hub_out_of_reach_is_one_message(tmp_path, convert, monkeypatch):
     def unreachable():
         raise OSError("no route")
     monkeypatch.setattr(dataset, "reach_hub", unreachable)
-    code, documents, printed = convert("--wiki", "wikimedia/wikipedia:20231101.en")
+    monkeypatch.setattr(dataset, "converted", None)  # never come to
+    write(tmp_path / "w" / "w.xml", dump(*cats(0, 3)))
+    code, documents, printed = convert("--wiki", tmp_path / "w", "wikimedia/wikipedia:20231101.en")
     assert (code, documents) == (2, [])
     assert "hub gave none" in printed.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 # Books

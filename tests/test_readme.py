@@ -29,6 +29,11 @@ def folder(tmp_path, monkeypatch, vocabulary, glue):
     Path("greek.txt").write_text("\n".join(f"Στην Αθήνα {n} ήλιοι λάμπουν." for n in range(300)), encoding="utf-8")
     Path("sents.txt").write_text("The old dog sees [MASK].\na red cat eats.\n", encoding="utf-8")
     Path("pairs.txt").write_text("the old dog\ta red cat\n", encoding="utf-8")
+    article = "The old dog sees a red cat, and the cat sees the dog."
+    for name, text in (("wiki/AA/wiki_00", f'<doc id="1" title="Dogs">\nDogs\n\n{article}\n</doc>\n'),
+                       ("books/dogs.txt", "CHAPTER I\n\nThe new dog sees no cat.\n")):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text(text, encoding="utf-8")
     write_pair(Path("runs/quickstart"), vocabulary, max_positions=128)
     Path("data").mkdir()
     Path("data/glue").symlink_to(glue)
@@ -55,6 +60,12 @@ def run(words, **more):
 @pytest.mark.parametrize("command", [command for command in dict.fromkeys(COMMANDS) if command not in BY_CI])
 def test_readme_command(command, folder):
     words = shlex.split(command, comments=True)
+    if words[:2] == ["python", "dataset.py"]:
+        Path("corpus.txt").unlink()
+        result = run(words)
+        assert result.returncode == 0, result.stderr
+        assert "--help" in words or Path("corpus.txt").read_text().count("\n\n") == 2
+        return
     if words[:2] == ["python", "LM_DEMO.py"]:
         result = run(words, input="the old dog\n")
         assert result.returncode == 0, result.stderr
@@ -77,6 +88,11 @@ def test_readme_command(command, folder):
     result = run([*words[:start], *flags, *SHORT])
     assert result.returncode == 0, result.stderr
     assert "--help" in flags or "Finetuning.py" in result.stdout
+
+
+def test_pictures_are_there_and_small():
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", TEXT):
+        assert (ROOT / name).stat().st_size < 100_000
 
 
 def test_nothing_is_left_to_fill_in():
