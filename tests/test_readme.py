@@ -21,8 +21,13 @@ BY_CI = {"pip install -r requirements.txt", "python -m pytest"}  # .ci/run
 SHORT = "--steps 2 --batch-size 4 --eval-examples 8 --device cpu --model.layers 1".split()
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, vocabulary, glue):
+def folder(tmp_path, monkeypatch, vocabulary, glue, cache):
     """A working folder with the files the commands name."""
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("\n\n".join(story()), encoding="utf-8")
@@ -37,6 +42,7 @@ def folder(tmp_path, monkeypatch, vocabulary, glue):
     write_pair(Path("runs/quickstart"), vocabulary, max_positions=128)
     Path("data").mkdir()
     Path("data/glue").symlink_to(glue)
+    Path("data/cache").symlink_to(cache)
     letters = [chr(n) for n in range(97, 123)]
     pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), "."]
     Path("vocab.txt").write_text("\n".join(pieces + [f"unused{n}" for n in range(30522 - len(pieces))]), encoding="utf-8")
