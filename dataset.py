@@ -17,6 +17,7 @@ import io
 import json
 import lzma
 import math
+import mmap
 import multiprocessing
 import os
 import random
@@ -56,6 +57,7 @@ from tqdm import tqdm
 from utils import InputError, locked, replacing, reports_input_errors, shuffled, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 STDIN = Path("-")
@@ -178,6 +180,7 @@ class Conversion:
 
 
 UNIT = 1 << 19  # bytes that a process converts at a time
+RECORD_COST = 100  # bytes that a record counts for beside its own
 LONGEST_RECORD = 1 << 26  # bytes of a page or row; more is taken as damage
 LONGEST_BOOK = 1 << 22  # bytes; longer texts, as BookCorpus in one file, are cut into documents of this size
 PATIENCE = 60.0  # seconds for a unit, then for each of its records alone
@@ -240,13 +243,13 @@ def main(argv: list[str]) -> int:
         bundles = (bundle for source in sources for bundle in bundled(source, bar))
         tally = write_documents(file, converted(bundles, settings.processes or cpu_count(), settings.language))
         if not tally["documents"]:
-            reasons = ", ".join(f"{count:,} {name}" for name, count in tally.most_common() if count)
+            reasons = ", ".join(f"{count:,} {name}" for name, count in (+tally).most_common())
             raise InputError(f"no document in {', '.join(settings.wiki + settings.books)}; left out: {reasons or 'nothing'}")
     print(f"{output}:")
     for name in ("documents", "sentences", "words"):
         print(f"{tally.pop(name):>16,} {name}")
     print("left out:")
-    for name, count in tally.most_common():
+    for name, count in (+tally).most_common():
         print(f"{count:>16,} {name}")
     return 0
 
@@ -271,7 +274,9 @@ class SeenDocuments:
     """Digests of the documents so far, in memory that doesn't grow; where it is full, old ones are forgotten."""
 
     def __init__(self) -> None:
-        self.table = np.full(SEEN_SLOTS + SEEN_PROBES, 1, np.uint64)  # 1: free; written, so that no page comes later
+        memory = mmap.mmap(-1, 8 * (SEEN_SLOTS + SEEN_PROBES))  # shared: the processes of the pool keep no copies
+        self.table = np.frombuffer(memory, np.uint64)
+        self.table[:] = 1  # 1: free; written, so that no page comes later
 
     def add(self, text: str) -> bool:
         """Whether the text is new."""
@@ -318,11 +323,13 @@ def find_kind(path: Path, wiki: bool, named: bool) -> Source:
         head = next(file_chunks(path), b"")
     except READ_ERRORS:
         return Source(str(path), path, "damaged", wiki)
-    if head.startswith((b"PAR1", b"\xff\xff\xff\xff")):
-        return Source(str(path), path, "parquet" if head.startswith(b"PAR1") else "arrow", wiki)
+    if kind := {b"PAR1": "parquet", b"\xff\xff\xff\xff": "arrow"}.get(head[:4]):
+        return Source(str(path), path, kind, wiki)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"{") and b'"text"' in text.partition(b"\n")[0] and (wiki or suffix.startswith(".json")):
+    if re.search(rb'"text"\s*:\s*"', text) and (text.startswith(b"{") if wiki else suffix.startswith(".json")):
         return Source(str(path), path, "json", wiki)
+    if b"\0" in head and not head.startswith(UTF16_MARKS):  # a picture, an archive, a PDF
+        return Source(str(path), path, "", wiki)
     if not wiki:
         kind = "markdown" if suffix in (".md", ".markdown") else "book" if suffix == ".txt" or named else ""
         return Source(str(path), path, kind, wiki)
@@ -350,7 +357,7 @@ def bundled(source: Source, bar: tqdm) -> Iterator[tuple[Source, list[Any]]]:
     try:
         for record in READS[source.kind](source, bar):
             records.append(record)
-            size += len(record)
+            size += len(record) + RECORD_COST
             if size >= UNIT:
                 yield source, records
                 records, size = [], 0
@@ -386,7 +393,7 @@ def read_parts(source: Source, bar: tqdm) -> Iterator[bytes]:
         for chunk in file_chunks(source.path, bar):
             rest += chunk
             if len(rest) > LONGEST_BOOK:
-                end = rest.rfind(b"\n") + 1 or len(rest)
+                end = rest.rfind(b"\n\n") + 2 if b"\n\n" in rest else rest.rfind(b"\n") + 1 or len(rest)
                 yield bytes(rest[:end])
                 del rest[:end]
     except READ_ERRORS:
@@ -416,6 +423,11 @@ def read_data_set(source: Source, bar: tqdm) -> Iterator[Any]:
 
 def open_data_set(source: Source) -> Any:
     """A data set's rows; InputError if they have no column "text", or there is no such set here nor on the hub."""
+    if source.kind == "parquet":  # datasets' memory grows with the file
+        from pyarrow import parquet
+        file = parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=UNIT)
+        check_columns(source, file.schema_arrow.names)
+        return (row for batch in file.iter_batches(256, columns=["text"], use_threads=False) for row in batch.to_pylist())
     import datasets  # here, because it takes two seconds
     if source.path:
         rows = datasets.load_dataset(source.kind, data_files=str(source.path), split="train", streaming=True)
@@ -428,9 +440,13 @@ def open_data_set(source: Source) -> Any:
         except Exception as error:  # no network, no such set, no such configuration: each its own type
             raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__}): name it as "
                              "wikimedia/wikipedia:20231101.en, or files that are here") from None
-    if rows.column_names and "text" not in rows.column_names:
-        raise InputError(f"{source.name} has the columns {', '.join(rows.column_names)}: \"text\" is wanted")
+    check_columns(source, rows.column_names or ["text"])
     return rows
+
+
+def check_columns(source: Source, names: list[str]) -> None:
+    if "text" not in names:
+        raise InputError(f"{source.name} has the columns {', '.join(names)}: \"text\" is wanted")
 
 
 def whole_texts(rows: Iterator[Any], wiki: bool) -> Iterator[Any]:
@@ -499,7 +515,6 @@ def converted(bundles: Iterator[tuple[Source, list[Any]]], processes: int, langu
 
 def convert(source: Source, records: list[Any], language: str) -> list[Document]:
     """Records to documents, in a process of the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
     documents = []
     for record in records:
         try:
@@ -513,7 +528,8 @@ def convert(source: Source, records: list[Any], language: str) -> list[Document]
 def record_title(source: Source, record: Any) -> str:
     """What a message calls a record."""
     text = record.decode(errors="replace") if isinstance(record, bytes) else str(record)
-    title = re.search(r"<title>(.*?)</title>|<doc [^\n]*title=\"(.*?)\">", text)
+    text = text.rpartition("<page>")[2][:2_000]
+    title = re.search(r"<title>([^<\n]{0,300})</title>|<doc [^>\n]{0,999}?title=\"([^\n]{0,300}?)\">", text)
     return f"{html.unescape(title[1] or title[2])} in {source.name}" if title else source.name
 
 
@@ -537,7 +553,7 @@ def finished(found: Found, wiki: bool, language: str) -> Document:
 
 # Zero-width and control characters, soft hyphens; line ends of other sorts are folded with the white space
 INVISIBLE = dict.fromkeys([*range(9), *range(14, 28), *range(127, 133), *range(134, 160), 0xAD, *range(0x200B, 0x2010),
-                           *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF])
+                           *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, *range(0xD800, 0xE000)])
 SHORTEST_PARAGRAPH = 40  # bytes; shorter lines of an article are headings
 LONGEST_HEADING = 160
 HOLE = "\ufffc"  # where a formula stood; the sentence is left out
@@ -547,19 +563,20 @@ BEFORE_NAME = re.compile(r"\b(?:M|Mme|Mrs?|Ms|Messrs|Dr|St|Prof|Rev|Hon|Capt|Col
 QUOTATION = re.compile(r"([\"“«])([^\"“”«»]+)([\"”»])")
 GAPS = (  # what dropped templates, notes and dashes leave: empty brackets, blanks and commas beside punctuation
     (re.compile(r"\s*(?:[(\[][\s,;:/–-]*[)\]]|\"\"|“”)|^[\s,;:*#]+"), ""), (re.compile(r"([(\[])[\s,;:]+"), r"\1"),
-    (re.compile(r"[\s,;]+([)\]])"), r"\1"), (re.compile(r"\s+([,;]|\.(?=\s|$))"), r"\1"), (re.compile(r",(?=[,.])"), ""))
+    (re.compile(r"(?<![\s,;])[\s,;]+([)\]])"), r"\1"), (re.compile(r"\s+([,;]|\.(?=\s|$))"), r"\1"),
+    (re.compile(r",(?=[,.])"), ""))
 
 
 def tidy(text: str) -> str:
     """Unicode NFC, entities as characters, white space folded, nothing invisible."""
     text = html.unescape(html.unescape(text)) if "&" in text else text
-    return " ".join(unicodedata.normalize("NFC", text).translate(INVISIBLE).split())
+    return " ".join(unicodedata.normalize("NFC", text.translate(INVISIBLE)).split())
 
 
 def closed(text: str) -> str:
     """A tidy paragraph without GAPS."""
     text = tidy(text)
-    for pattern, replacement in GAPS:
+    for pattern, replacement in (GAPS[0], *GAPS):  # brackets inside brackets
         text = pattern.sub(replacement, text)
     return text
 
@@ -574,8 +591,9 @@ def sentences(text: str, language: str = "en") -> list[str]:
     """Split by sentencex, and quotations of several sentences too; mended where it splits before a small letter, a name or
     a number."""
     found: list[str] = []
+    small = text.islower()
     for part in map(str.strip, sentencex.segment(language, text)):
-        if found and (part[:1].islower() or BEFORE_NAME.search(found[-1]) or
+        if found and ((part[:1].islower() and not small) or BEFORE_NAME.search(found[-1]) or
                       (part[:1].isdigit() and BEFORE_NUMBER.search(found[-1]))):
             found[-1] += f" {part}"
         elif quotation := QUOTATION.fullmatch(part):
@@ -590,26 +608,34 @@ def sentences(text: str, language: str = "en") -> list[str]:
 # Its articles
 
 NO_PROSE = ("6", "14")  # keys of the namespaces whose links show no prose: files and categories
+FILE_NAMES = "File|Image|Media|Category|Bild|Fichier|Imagen|Immagine|Imagem|Изображение"  # of old links in any dump
 LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:\S|simple:\S")
-COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
-HEADING = re.compile(r"^(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*$", re.MULTILINE)
-LIST_SECTIONS = {"references", "external links", "see also", "notes", "notes and references", "references and notes",
-                 "footnotes", "citations", "sources", "bibliography", "further reading", "works cited", "gallery"}
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|<ref\b[^<>]*/>|<ref\b[^<>]*>(?:(?!<ref\b).){0,9999}?</ref\s*>|__[^\W\d_]+__",
+                     re.DOTALL | re.IGNORECASE)
+HEADING = re.compile(r"^(={1,6})(.+?)\1[ \t]*$", re.MULTILINE)
+LIST_SECTIONS = set("""references|external links|see also|notes|notes and references|references and notes|footnotes|
+citations|sources|bibliography|further reading|works cited|gallery|einzelnachweise|weblinks|siehe auch|literatur|
+notes et références|références|liens externes|voir aussi|примечания|ссылки|см. также|литература|referencias|enlaces externos|véase también|note|
+collegamenti esterni|altri progetti|voci correlate|ligações externas|ver também|referências""".replace("\n", "").split("|"))
+CLOSING_SECTIONS = LIST_SECTIONS - {"notes", "sources", "bibliography", "gallery", "note", "literatur", "литература"}
 DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:[\w -]+ )?(?:disambig|disambiguation|disamb|dab|hndis|geodis|begriffsklärung|homonymie|desambiguación|"
-    r"desambiguação|disambigua|неоднозначность|αποσαφήνιση)\s*[|}]|__DISAMBIG__", re.IGNORECASE)
-MAY_REFER = re.compile(r"[^.]{0,200}\b(?:may|can) (?:also )?(?:refer to|mean)\b[^.]*:")
-HOLES = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score"}  # tags and templates: what they show is no text
-UNSEEN = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "source", "syntaxhighlight",
-          "pre", "templatestyles", "section", "indicator", "includeonly"}
-TEMPLATES = {"lang": "{2}", "transl": "{2}", "nowrap": "{1}", "nobr": "{1}", "abbr": "{1}", "as of": "as of {1}",
-             "circa": "c. {1}", "c.": "c. {1}", "snd": " – ", "spaced ndash": " – ", "ndash": "–", "mdash": "—", "'": "'",
-             "'s": "'s", "val": "{1}", "ill": "{1}", "quote": "\n{1}\n", "blockquote": "\n{1}\n", "convert": "{1} {2}",
-             "cvt": "{1} {2}"}  # of the templates inside sentences the most frequent, and what they show of their arguments
+    r"\{\{\s*+(?!(?:nota|ver) )(?:[\w –-]+ )?(?:disambig|disambiguation|disamb|dab|hndis|geodis|begriffsklärung|homonymie|"
+    r"desambiguación|desambiguação|disambigua|неоднозначность|αποσαφήνιση)(?: page| cleanup)?\s*[|}]|__DISAMBIG__",
+    re.IGNORECASE)
+MAY_REFER = re.compile(r"[^.]{0,200}\b(?:(?:may|can|could|might) (?:\w+ )?(?:refer to|mean|stand for)|refers to)\b[^.]*:")
+# Tags and templates that show no text, or a wrong one without their rules
+HOLES = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score", "val", "frac", "sfrac", "music", "us$"}
+UNSEEN = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "maplink", "source",
+          "syntaxhighlight", "pre", "templatestyles", "section", "indicator", "includeonly"}
+TEMPLATES = {  # of those inside sentences the most frequent, and what they show of their arguments
+    "lang": "{2}", "nowrap": "{1}", "nobr": "{1}", "abbr": "{1}", "as of": "As of {1}", "as of lc": "as of {1}",
+    "circa": "c. {1}", "c.": "c. {1}", "nbsp": " ", "snd": " – ", "spaced ndash": " – ", "ndash": "–", "mdash": "—",
+    "'": "'", "'s": "'s", "ill": "{1}", "interlanguage link": "{1}", "nihongo": "{1}", "uss": "USS {1}", "hms": "HMS {1}",
+    "ss": "SS {1}", "quote": "\n{1}\n", "blockquote": "\n{1}\n", "convert": "{1} {2}", "cvt": "{1} {2}"}
 RANGES = {"to", "and", "or", "by", "x", "-", "–"}  # between two values of {{convert}}
 HTML_TAG = re.compile(r"</?(?:a|abbr|b|big|blockquote|br|center|cite|code|dd|div|dl|dt|em|font|h\d|hr|i|li|nowiki|ol|p|poem|"
                       r"ref|s|small|span|strike|strong|su[bp]|t[dhrt]|table|tt|u|ul|var)\b[^<>]*>", re.IGNORECASE)
-EXTRACTOR_MARK = re.compile(r"^(?:BULLET|Section|INDENT|NUMBERED)::::.*$", re.MULTILINE)
+EXTRACTOR_MARK = re.compile(r"^(?:BULLET|INDENT|NUMBERED)::::.*$", re.MULTILINE)
 
 
 def read_pages(source: Source, record: bytes) -> Iterator[Found]:
@@ -638,7 +664,7 @@ def read_extracted(source: Source, record: bytes) -> Iterator[Found]:
     """The article of WikiExtractor's output that ends here; its first line is its title."""
     _, *articles = record.decode(errors="replace").split("<doc ")
     for number, article in enumerate(articles, 1):
-        head, _, text = article.partition(">\n")
+        head, _, text = article.replace("\r\n", "\n").partition(">\n")
         title = record_title(source, f"<doc {head}>")
         if number < len(articles) or not text.endswith("</doc>"):
             yield Found(title, [], DAMAGED)
@@ -648,13 +674,13 @@ def read_extracted(source: Source, record: bytes) -> Iterator[Found]:
 
 def read_row(source: Source, record: str) -> Iterator[Found]:
     """An article, or what `whole_texts` makes of books."""
-    yield from [read_article(record[:80], record)] if source.wiki else read_book(source, record.encode())
+    yield from [read_article(record[:80], record)] if source.wiki else read_book(source, record)
 
 
 def read_article(title: str, text: str) -> Found:
     """An article as plain text, a paragraph or a heading a line."""
-    lines = EXTRACTOR_MARK.sub("", text).split("\n")
-    ends = (number for number, line in enumerate(lines) if line.strip(" .:").casefold() in LIST_SECTIONS)
+    lines = EXTRACTOR_MARK.sub("", text.replace("\nSection::::", "\n")).split("\n")
+    ends = (number for number, line in enumerate(lines) if line.strip(" .:").casefold() in CLOSING_SECTIONS)
     paragraphs = article_paragraphs("\n".join(lines[:next(ends, None)]))
     disambiguation = "(disambiguation)" in title or MAY_REFER.fullmatch(next(filter(None, paragraphs), ""))
     return Found(title, paragraphs, "disambiguation pages" if disambiguation else "")
@@ -672,10 +698,10 @@ def wikitext_prose(text: str, namespaces: str) -> str:
         level = len(heading[1])
         parts += [] if left_out else [text[start:heading.start()]]
         if not left_out or level <= left_out:
-            left_out = level if heading[2].strip("' ").casefold() in LIST_SECTIONS else 0
+            left_out = level if heading[2].strip("' \t").casefold() in LIST_SECTIONS else 0
         start = heading.end()
     parts += [] if left_out else [text[start:]]
-    unseen = re.compile(rf"\s*(?:File|Image|Media|Category{namespaces and '|' + namespaces})\s*:", re.IGNORECASE)
+    unseen = re.compile(rf"\s*(?:{FILE_NAMES}{namespaces and '|' + namespaces})\s*:", re.IGNORECASE)
     return shown(mwparserfromhell.parse("\n".join(parts)), unseen)
 
 
@@ -709,10 +735,11 @@ def shown(code: Wikicode, unseen: re.Pattern) -> str:
 def shown_template(node: nodes.Template, unseen: re.Pattern) -> str:
     """Text of one of TEMPLATES, HOLE for one of HOLES, else nothing."""
     name = str(node.name).strip().casefold()
+    name += " lc" * (name == "as of" and node.has("lc"))
     if name not in TEMPLATES:
         return HOLE if name in HOLES else ""
     arguments = {str(argument.name).strip(): shown(argument.value, unseen).strip() for argument in node.params}
-    wanted = "{1} {2} {3} {4}" if "{2}" in TEMPLATES[name] and arguments.get("2") in RANGES else TEMPLATES[name]
+    wanted = "{1} {2} {3} {4}" if name in ("convert", "cvt") and arguments.get("2") in RANGES else TEMPLATES[name]
     return re.sub(r"\{(\d)\}", lambda place: arguments.get(place[1], ""), wanted)
 
 
@@ -720,14 +747,18 @@ def shown_template(node: nodes.Template, unseen: re.Pattern) -> str:
 
 WIDEST = 100  # characters: text whose lines are mostly shorter is hard-wrapped
 SENTENCE_LINES = 500  # by which it is seen whether a text has a sentence a line
-GUTENBERG = re.compile(r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.*?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)\s*$|"
-                       r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:the )?Project Gutenberg).*\Z",
+GUTENBERG = re.compile(r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.{0,300}?\*{3}|"
+                       r"\*END[* ]+THE SMALL PRINT[^\n]*)\s*$|"
+                       r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:th(?:e|is) )?Project Gutenberg).*?"
+                       r"(?:^\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG[^*]*\*{3}\s*$|\Z)",
                        re.DOTALL | re.MULTILINE | re.IGNORECASE)
-CREDITS = re.compile(r"(?:produced by|e-?text prepared by|transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
+CREDITS = re.compile(r"(?:(?:this )?e-?(?:text|book) (?:was )?(?:produced|prepared|transcribed|scanned) by|produced by|"
+                     r"transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
 PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W*", re.IGNORECASE)
-PAGE_MARK = re.compile(r"(^[ \t]*)?(?:[\[{](?:pg|page)?\.?\s*\d{1,3}[\]}]|\[(?:illustration|footnote)[^\]]{0,999}\])"
+PAGE_MARK = re.compile(r"(^[ \t]*)?(?:[\[{](?:\d{1,3}|p(?:g|age)\.?\s*[\divxlc]{1,7})[\]}]|"
+                       r"\[(?:illustration|footnote|sidenote)(?:[^\[\]]|\[[^\[\]]{0,99}\]){0,999}\])"
                        r"(?(1)[ \t]*\n|)", re.IGNORECASE | re.MULTILINE)  # with its line, where it stands alone
-EMPHASIS = re.compile(r"(?<!\w)_(?=\S)(.+?)(?<=\S)_(?!\w)", re.DOTALL)
+EMPHASIS = re.compile(r"(?<!\w)_(?=\S)(.{1,999}?)(?<=\S)_(?!\w)", re.DOTALL)
 CHAPTER = re.compile(
     r"(?i:(?:chapter|book|part|volume|vol\.|canto|act|scene|section|stave|letter|appendix)\s+(?:the\s+)?(?:[\divxlc]+|one|two|three|"
     r"four|five|six|seven|eight|nine|ten|eleven|twelve|first|second|third|fourth|fifth|last))\b(?![ ,;]+[a-z]).*|"
@@ -735,9 +766,9 @@ CHAPTER = re.compile(
     r"footnotes?|notes|index|errata)\W*")
 
 
-def read_book(source: Source, record: bytes) -> Iterator[Found]:
+def read_book(source: Source, record: bytes | str) -> Iterator[Found]:
     """The paragraphs of a book, or the documents of a text with a sentence a line."""
-    text = decoded(record)
+    text = GUTENBERG.sub("", record if isinstance(record, str) else decoded(record))
     if source.kind == "markdown":
         yield Found(source.name, [closed(p) for p in markdown_paragraphs(text) if not is_heading(p)])
         return
@@ -747,13 +778,13 @@ def read_book(source: Source, record: bytes) -> Iterator[Found]:
             if not blank:
                 yield Found(source.name, list(map(tidy, some)), split=True)
         return
-    paragraphs = joined_paragraphs(PAGE_MARK.sub("", GUTENBERG.sub("", text)).split("\n"))
+    paragraphs = joined_paragraphs(PAGE_MARK.sub("", text).split("\n"))
     yield Found(source.name, [closed(p) for p in paragraphs if not is_heading(p) and not CREDITS.match(p)])
 
 
 def decoded(record: bytes) -> str:
     """UTF-8 with or without a mark, UTF-16 with one; lines that are neither are read as Windows' Latin-1."""
-    if record.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if record.startswith(UTF16_MARKS):
         text = record.decode("utf-16", "replace")
     else:
         try:
@@ -793,7 +824,8 @@ def joined_paragraphs(lines: list[str]) -> list[str]:
     A line goes on in the next one if the next one's first word would not have fitted into it; a paragraph in the next one
     if it is long or the next one begins small, but it has no end: there a page ended.
     """
-    lines = [line.rstrip() for line in lines if not line.strip() or not PAGE_NUMBER.fullmatch(line)]
+    lines = [line.rstrip() for before, line in pairwise(["", *lines])
+             if not line.strip() or not PAGE_NUMBER.fullmatch(line) or (before.strip() and line.rstrip()[-1] in ".!?”\"")]
     lengths = sorted(len(line) for line in lines if line)
     usual = lengths[len(lengths) * 9 // 10] if lengths else 0
     paragraphs: list[str] = []

@@ -180,6 +180,35 @@ def test_a_hub_out_of_reach_is_one_message(tmp_path, convert, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
+@pytest.mark.parametrize("text, wanted", [
+    ("''Foo'' ({{lang-ru|Фу}}, [{{IPA|fu}}]) is “{{lang|de|gut}}” and (“{{x}}”) here.", "Foo is “gut” and here."),
+    ("__NOTOC__ The foo is {{convert|5|to|10|km}} long and 5{{nbsp}}km wide.", "The foo is 5 to 10 km long and 5 km wide."),
+    ("{{As of|2010}}, the foo has {{as of|2011|lc=y}} no name.", "As of 2010, the foo has as of 2011 no name."),
+    ("{{nota disambigua|il fiume|Foo}}The river is called the foo by all.", "The river is called the foo by all."),
+    ("{{disambiguation page}} The foo is one of many things, all of them here.", None),
+    ("The {{USS|Foo}} cost {{US$|5 million}} in all. The ship was sold in the year after.",
+     "The ship was sold in the year after."),
+    ("[[Bild:Foo.jpg|mini|Ein Bild. Und noch ein Satz darunter.]]The foo is shown in the picture.",
+     "The foo is shown in the picture."),
+    ("The foo is long and wide.\n== Siehe auch ==\nThis is a list of other pages.\n==  Foo\t==\nIt ends in a quiet lake.",
+     "The foo is long and wide. It ends in a quiet lake.")])
+def test_wikitext_that_other_dumps_hold(tmp_path, convert, monkeypatch, text, wanted):
+    monkeypatch.setattr(dataset, "SHORTEST_PARAGRAPH", 1)
+    documents = convert("--wiki", write(tmp_path / "w.xml", dump(page("Foo", text), *cats(0, 1))))[1]
+    assert [" ".join(lines) for lines in documents[:-1]] == ([wanted] if wanted else [])
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("{0}\nSection::::References.\nThe reference is a sentence that nobody wants to read.", True),
+    ("The sources of the river are told of here, at some length.\n\nSources\n\n{0}", False)])
+def test_extracted_articles_end_at_their_lists(tmp_path, convert, text, wanted):
+    text = text.format(PROSE.format(1)).replace("\n", "\r\n")
+    write(tmp_path / "wiki_00", f'<doc id="1" url="u" title="Cat">\r\nCat\r\n\r\n{text}\r\n</doc>\r\n')
+    documents = convert("--wiki", tmp_path)[1]
+    assert documents == (cat_lines(1) if wanted else [["The sources of the river are told of here, at some length.",
+                                                       *cat_lines(1)[0]]])
+
+
 # Books
 
 BOOK = """The Project Gutenberg EBook of The House, by A. Writer
@@ -244,6 +273,24 @@ def test_a_book_becomes_its_sentences(tmp_path, convert, coding):
     assert documents[0] == BOOK_LINES
 
 
+GUTENBERG = ("*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n*** END OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n"
+             "A licence that nobody needs to learn by heart.\n\n")
+
+
+@pytest.mark.parametrize("text, wanted", [
+    (GUTENBERG.format("ONE", "One is the first.") + GUTENBERG.format("TWO", "Two is the second."),
+     ["One is the first.", "Two is the second."]),
+    ("This etext was prepared by A. Volunteer, email a@b.org\n\nIt begins here.\n\nEnd of this Project Gutenberg Etext\n",
+     ["It begins here."]),
+    ("The preface[1] says it[Pg vii] all.\n\n[Footnote 1: See [Greek: logos].]\n\n[Illustration: A [by X]. It is.]\n",
+     ["The preface says it all."]),
+    ("She had been with us for a year and more, and nobody knew she was very\nill.\n\nHe came in the spring of\n1815.\n",
+     ["She had been with us for a year and more, and nobody knew she was very ill.", "He came in the spring of 1815."])])
+def test_what_other_books_hold(tmp_path, convert, text, wanted):
+    for name in ("book.txt", "book.md")[:1 + text.startswith("***")]:
+        assert convert("--books", write(tmp_path / name, text), output=f"{name}.out")[1] == [wanted]
+
+
 def test_markdown_books_lose_their_markup(tmp_path, convert):
     text = ("# A Book\n\nThe *first* paragraph has [a link](http://x.org) and\n`code` in it. It ends.\n\n![picture](p.jpg)\n"
             "\n```\ncode that is dropped, all of it.\n```\n\n- An entry that is a sentence of its own.\n")
@@ -298,7 +345,7 @@ def test_sentences_are_whole(wanted):
 
 
 def test_text_is_normalized(tmp_path, convert):
-    text = "The cafe\u0301 had a so\u00adft\u200b\u00a0  \t “tone” — &amp; that was all\u2028 there was to it."
+    text = "The cafe\u200b\u0301 had a so\u00adft\u200b\u00a0  \t “tone” — &amp; that was all\u2028 there was to it."
     assert convert("--wiki", write(tmp_path / "w.xml", dump(page("A", text))))[1] == [
         ["The café had a soft “tone” — & that was all there was to it."]]
 
@@ -329,11 +376,15 @@ def test_seen_documents_take_bounded_memory(monkeypatch):
     seen = SeenDocuments()
     assert [seen.add(str(n)) for n in range(40)] == [True] * 40
     assert [seen.add(str(n)) for n in range(40)] == [False] * 40
-    size = seen.table.nbytes
     for n in range(2000):
         seen.add(str(n))
         assert not seen.add(str(n))  # the newest is never forgotten
-    assert seen.table.nbytes == size
+    child = os.fork()
+    if not child:
+        seen.add("of the child")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not seen.add("of the child")  # processes share the memory, none has a copy
 
 
 # Damage
@@ -359,24 +410,40 @@ def test_a_damaged_page_costs_itself_alone(tmp_path, convert, damage):
     code, documents, printed = convert("--wiki", write(tmp_path / "w.xml", text))
     assert code == 0
     assert documents == cat_lines(0, 1, 2, *range(4, 9))
-    assert "1 pages and rows damaged" in printed and ("Cat 3" in printed or "w.xml" in printed)
+    assert "1 pages and rows damaged" in printed
+    assert ("Cat 3 in" in printed) == ("<title>Cat 3</title>" in text)
 
 
 def test_damaged_rows_and_files_are_counted(tmp_path, convert):
-    write(tmp_path / "w" / "a.jsonl", "".join(json.dumps({"text": PROSE.format(n)}) + "\n" for n in range(3)) +
-          '{"text": 5\n{"no": 1}\n["x"]\n' + '{"title": "a"')
+    rows = "".join(json.dumps({"text": PROSE.format(n)}) + "\n" for n in range(3))
+    write(tmp_path / "w" / "a.jsonl", '{"id": "1", "ti\n' + rows + '{"text": 5\n{"no": 1}\n["x"]\n' + '{"title": "a"')
     write(tmp_path / "w" / "b.parquet", b"PAR1 and nothing that is one")
     write(tmp_path / "w" / "c.xml.bz2", b"not bz2")
     write(tmp_path / "w" / "d", f'<doc id="1" title="x">\nx\n\nThis text has no end and {PROSE}')
     code, documents, printed = convert("--wiki", tmp_path / "w")
     assert (code, documents) == (0, cat_lines(0, 1, 2))
-    assert "5 pages and rows damaged" in printed and "2 files damaged" in printed
+    assert "6 pages and rows damaged" in printed and "2 files damaged" in printed
 
 
 @pytest.mark.parametrize("fate, name", [
     (lambda: 1 / 0, "1 pages on which the parser fails"), (lambda: os._exit(3), "1 pages on which the parser hangs or dies"),
     (lambda: time.sleep(60), "1 pages on which the parser hangs or dies"),
     (lambda: (_ for _ in ()).throw(RecursionError), "1 pages on which the parser fails")])
+def test_a_lone_surrogate_costs_itself_alone(tmp_path, convert):
+    rows = [json.dumps({"text": f"the {n} th door was opened by mr. smith ."}) for n in range(9)]
+    rows[3] = rows[3].replace("door", "\\ud83d door")
+    documents = convert("--books", write(tmp_path / "rows.jsonl", "\n".join(rows) + "\n"))[1]
+    assert documents == [[json.loads(row)["text"].replace("\ud83d ", "") for row in rows]]
+
+
+def test_titles_are_found_at_once_in_whatever_hangs(tmp_path):
+    source = dataset.Source("w.xml", None, "dump", True)
+    began = time.process_time()
+    for some in ("<page>" + "<title>" * 100_000, '<doc title="' * 100_000, "<page>" * 100_000):
+        assert dataset.record_title(source, some.encode()) == "w.xml"
+    assert time.process_time() - began < 5  # quadratic, it would be hours
+
+
 def test_a_page_that_breaks_the_parser_costs_itself_alone(tmp_path, convert, monkeypatch, fate, name):
     parse = dataset.mwparserfromhell.parse
     monkeypatch.setattr(dataset, "PATIENCE", 1.0)
@@ -392,10 +459,11 @@ def test_a_page_that_breaks_the_parser_costs_itself_alone(tmp_path, convert, mon
     (["--books", "{0}/empty"], "holds nothing"), (["--wiki", "{0}/book.txt"], "holds nothing known"),
     (["--wiki", "{0}/broken.xml"], "no document"),
     (["--wiki", "{0}/column.parquet"], "column"), (["--books", "{0}/book.txt", "--processes", "-1"], "--processes"),
-    (["--wiki", "{0}/cut.bz2"], "no document")])
+    (["--wiki", "{0}/cut.bz2"], "no document"), (["--books", "{0}/novel.epub"], "holds nothing known")])
 def test_unusable_input_is_one_message_and_no_file(tmp_path, convert, flags, words):
     (tmp_path / "empty").mkdir()
     write(tmp_path / "book.txt", "Some text that is no Wikipedia.")
+    write(tmp_path / "novel.epub", b"PK\3\4\0\0 Some text. And more of it. " * 9)
     write(tmp_path / "broken.xml", "<mediawiki><page><title>A</ti")
     write(tmp_path / "cut.bz2", bz2.compress(b"<mediawiki>")[:20])
     datasets.Dataset.from_list([{"words": "a"}]).to_parquet(tmp_path / "column.parquet")
