@@ -408,8 +408,8 @@ def read_json(source: Source, bar: tqdm) -> Iterator[Any]:
         for number, line in enumerate(read_ended(b"\n", source, bar), 1):
             try:
                 if line.strip():
-                    yield "" + json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                    yield json.loads(line)["text"].encode(errors="ignore").decode()  # without lone surrogates
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 yield Found(f"{source.name}, line {number}", [], DAMAGED)
     return whole_texts(rows(), source.wiki)
 
@@ -553,7 +553,7 @@ def finished(found: Found, wiki: bool, language: str) -> Document:
 
 # Zero-width and control characters, soft hyphens; line ends of other sorts are folded with the white space
 INVISIBLE = dict.fromkeys([*range(9), *range(14, 28), *range(127, 133), *range(134, 160), 0xAD, *range(0x200B, 0x2010),
-                           *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, *range(0xD800, 0xE000)])
+                           *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF])
 SHORTEST_PARAGRAPH = 40  # bytes; shorter lines of an article are headings
 LONGEST_HEADING = 160
 HOLE = "\ufffc"  # where a formula stood; the sentence is left out
@@ -615,8 +615,9 @@ COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|<ref\b[^<>]*/>|<ref\b[^<>]*>(?:(?!<ref\
 HEADING = re.compile(r"^(={1,6})(.+?)\1[ \t]*$", re.MULTILINE)
 LIST_SECTIONS = set("""references|external links|see also|notes|notes and references|references and notes|footnotes|
 citations|sources|bibliography|further reading|works cited|gallery|einzelnachweise|weblinks|siehe auch|literatur|
-notes et références|références|liens externes|voir aussi|примечания|ссылки|см. также|литература|referencias|enlaces externos|véase también|note|
-collegamenti esterni|altri progetti|voci correlate|ligações externas|ver também|referências""".replace("\n", "").split("|"))
+notes et références|références|liens externes|voir aussi|примечания|ссылки|см. также|литература|referencias|
+enlaces externos|véase también|note|collegamenti esterni|altri progetti|voci correlate|ligações externas|ver também|
+referências""".replace("\n", "").split("|"))
 CLOSING_SECTIONS = LIST_SECTIONS - {"notes", "sources", "bibliography", "gallery", "note", "literatur", "литература"}
 DISAMBIGUATION = re.compile(
     r"\{\{\s*+(?!(?:nota|ver) )(?:[\w –-]+ )?(?:disambig|disambiguation|disamb|dab|hndis|geodis|begriffsklärung|homonymie|"
@@ -835,7 +836,7 @@ def joined_paragraphs(lines: list[str]) -> list[str]:
         width = usual if usual <= WIDEST else widest if WIDEST // 2 <= widest <= WIDEST else 0
         for before, line in pairwise(["", *block]):
             ended = paragraphs[-1] if paragraphs else ""
-            hyphen = ended.endswith("-") and not ended.endswith("--")
+            hyphen = ended.endswith("-") and ended[-2:-1].isalpha()
             full = before and width and len(before) + 1 + len(line.split()[0]) > 0.8 * width
             torn = (ended[-1:].isalnum() or hyphen) and (line.lstrip()[0].islower() or len(ended) > LONGEST_HEADING)
             goes_on = ((full and (before[0].isspace() or not line[0].isspace())) or

@@ -284,8 +284,10 @@ GUTENBERG = ("*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n*** END
      ["It begins here."]),
     ("The preface[1] says it[Pg vii] all.\n\n[Footnote 1: See [Greek: logos].]\n\n[Illustration: A [by X]. It is.]\n",
      ["The preface says it all."]),
-    ("She had been with us for a year and more, and nobody knew she was very\nill.\n\nHe came in the spring of\n1815.\n",
-     ["She had been with us for a year and more, and nobody knew she was very ill.", "He came in the spring of 1815."])])
+    ("She had been with us for a year and more, and nobody knew she was very\nill.\n\nHe said as much -\n\n"
+     "“You know.”\n\nThe old man came to us by the evening train in the early spring of\n1815.\n",
+     ["She had been with us for a year and more, and nobody knew she was very ill.", "He said as much -", "“You know.”",
+      "The old man came to us by the evening train in the early spring of 1815."])])
 def test_what_other_books_hold(tmp_path, convert, text, wanted):
     for name in ("book.txt", "book.md")[:1 + text.startswith("***")]:
         assert convert("--books", write(tmp_path / name, text), output=f"{name}.out")[1] == [wanted]
@@ -425,10 +427,6 @@ def test_damaged_rows_and_files_are_counted(tmp_path, convert):
     assert "6 pages and rows damaged" in printed and "2 files damaged" in printed
 
 
-@pytest.mark.parametrize("fate, name", [
-    (lambda: 1 / 0, "1 pages on which the parser fails"), (lambda: os._exit(3), "1 pages on which the parser hangs or dies"),
-    (lambda: time.sleep(60), "1 pages on which the parser hangs or dies"),
-    (lambda: (_ for _ in ()).throw(RecursionError), "1 pages on which the parser fails")])
 def test_a_lone_surrogate_costs_itself_alone(tmp_path, convert):
     rows = [json.dumps({"text": f"the {n} th door was opened by mr. smith ."}) for n in range(9)]
     rows[3] = rows[3].replace("door", "\\ud83d door")
@@ -444,6 +442,10 @@ def test_titles_are_found_at_once_in_whatever_hangs(tmp_path):
     assert time.process_time() - began < 5  # quadratic, it would be hours
 
 
+@pytest.mark.parametrize("fate, name", [
+    (lambda: 1 / 0, "1 pages on which the parser fails"), (lambda: os._exit(3), "1 pages on which the parser hangs or dies"),
+    (lambda: time.sleep(60), "1 pages on which the parser hangs or dies"),
+    (lambda: (_ for _ in ()).throw(RecursionError), "1 pages on which the parser fails")])
 def test_a_page_that_breaks_the_parser_costs_itself_alone(tmp_path, convert, monkeypatch, fate, name):
     parse = dataset.mwparserfromhell.parse
     monkeypatch.setattr(dataset, "PATIENCE", 1.0)
