@@ -56,7 +56,8 @@ class Finetuning:
     data_dir: str = "data/glue"
     """Folder of GLUE's official folders (SST-2/train.tsv ...); a task that isn't there is fetched from the hub."""
     output: str | None = None
-    """Results folder; finished runs in it are not repeated. None: runs/NAME/glue, named after the weights."""
+    """Results folder; finished runs in it are not repeated. None: runs/NAME/glue, named after the weights; for
+    model.pt its own folder."""
     protocol: Literal["original", "robust"] = "original"
     """original: as the paper's code; robust: Adam with bias correction, and 20 epochs for small sets."""
     epochs: int | None = None
@@ -146,8 +147,8 @@ def main(argv: list[str]) -> int:
     if settings.export and not source.classifier:
         raise InputError(f"--export wants a fine-tuned model, {source.name} is not: --save-model keeps model.pt, name that "
                          "with --weights")
-    output = Path(settings.output or Path("runs") / run_name(Path(source.name)) /
-                  ("glue-scratch" if settings.from_scratch else "glue"))
+    beside = Path("runs") / run_name(Path(source.name)) / ("glue-scratch" if settings.from_scratch else "glue")
+    output = Path(settings.output or (Path(source.name).parent if source.classifier else beside))
     job = Job(settings, source, output, device, pick_precision(settings.precision, device))
     lines = read_user_lines(settings.predict_file, TASKS[TASKS[asked].model or asked]) if settings.predict_file else None
     print(f"weights: {source.name}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: {output}; "

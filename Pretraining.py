@@ -204,7 +204,7 @@ def main(argv: list[str]) -> int:
 def pretrain(settings: Pretraining, device: torch.device, began: float) -> int:
     """The whole run, or what was left of it, and its exit code; `began` in time.monotonic's seconds."""
     print(f"config: {settings.config}")
-    if settings.corpus and Path(settings.config) == QUICKSTART:
+    if settings.corpus and Path(settings.config).resolve() == QUICKSTART.resolve():
         print("This is the small demonstration; the paper's model is --config configs/electra_small.toml")
     check(settings)
     initial = read_initial(settings) if settings.init_from else None
@@ -212,8 +212,6 @@ def pretrain(settings: Pretraining, device: torch.device, began: float) -> int:
         settings = dataclasses.replace(settings, model=initial.model, vocab=settings.vocab or initial.vocab)
         check(settings)
     output = Path(settings.output)
-    for kind in ("generator", "discriminator") if settings.export and not rank() else ():
-        claim(Path(settings.export) / kind)
     deadline = began + 60 * settings.max_minutes if settings.max_minutes else math.inf
     with contextlib.nullcontext() if rank() else locked(output / ".lock", wait=False):
         for left in () if rank() else output.glob("*.tmp-*"):  # by a process killed while it saved
@@ -229,6 +227,8 @@ def pretrain(settings: Pretraining, device: torch.device, began: float) -> int:
             raise InputError(f"{output} is at step {first_step:,}, beyond --steps {settings.steps:,}")
         if len(set(gathered(first_step))) > 1:
             raise InputError(f"the processes see different checkpoints in {output}: a folder that all share is wanted")
+        for kind in ("generator", "discriminator") if settings.export and not rank() else ():
+            claim(Path(settings.export) / kind)
         run = start(settings, output, device, checkpoint, initial)
         with stop_signals() as received:
             done = train(run, first_step, Window(device, checkpoint["window"] if checkpoint else {}), received, deadline)

@@ -235,7 +235,7 @@ def main(argv: list[str]) -> int:
             raise InputError(message)
     sources = [source for name in settings.wiki for source in find_sources(name, True)]
     sources += [source for name in settings.books for source in find_sources(name, False)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as Ctrl-C does, without the temporary file
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # without the temporary file, as Ctrl-C
     output.parent.mkdir(parents=True, exist_ok=True)
     size = sum(source.path.stat().st_size for source in sources if source.path)
     with (replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file,
@@ -248,7 +248,7 @@ def main(argv: list[str]) -> int:
     print(f"{output}:")
     for name in ("documents", "sentences", "words"):
         print(f"{tally.pop(name):>16,} {name}")
-    print("left out:")
+    print("left out:" if +tally else "nothing was left out")
     for name, count in (+tally).most_common():
         print(f"{count:>16,} {name}")
     return 0
@@ -438,8 +438,8 @@ def open_data_set(source: Source) -> Any:
             reach_hub()
             rows = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
         except Exception as error:  # no network, no such set, no such configuration: each its own type
-            raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__}): name it as "
-                             "wikimedia/wikipedia:20231101.en, or files that are here") from None
+            raise InputError(f"{wanted}, and the Hugging Face hub gave none ({type(error).__name__}): check its "
+                             "name (wikimedia/wikipedia:20231101.en is one) and the network, or name files") from None
     check_columns(source, rows.column_names or ["text"])
     return rows
 

@@ -102,7 +102,7 @@ def read_settings(kind: type[Settings], argv: list[str], default_config: Path) -
         return tyro.cli(kind, args=argv)
     named = [value for flag, value in itertools.pairwise(argv) if flag == "--config"]
     named += [flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")]
-    path = Path(named[-1]) if named else default_config
+    path = Path(named[-1]) if named else Path(os.path.relpath(default_config))  # runs tell others where they were configured
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

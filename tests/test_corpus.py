@@ -492,6 +492,6 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, number):
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Traceback" not in errors and errors.splitlines()[-1].endswith("interrupted")
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["w.xml"]

@@ -123,7 +123,7 @@ def test_exports_lose_no_file_and_say_what_is_missing(command, tmp_path, capsys)
     foreign = target / "discriminator" / "pytorch_model.bin"
     foreign.write_bytes(b"another model")
     assert main([*command(), "--export", str(target)]) == 2  # before the first step
-    assert "pytorch_model.bin" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "pytorch_model.bin" in capsys.readouterr().err and not (tmp_path / "run" / "config.toml").exists()
     foreign.unlink()
     for _ in range(2):  # the second replaces what the first wrote
         assert main([*command(), "--export", str(target)]) == 0
