@@ -66,7 +66,8 @@ CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (Tr
 SEEN = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
         "é": "uncased: the networks see lower case with accents"}  # by what becomes of É
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
-CHUNK = 1_024  # lines tokenized, examples written together
+CHUNK = 2_048  # lines tokenized, examples written together
+GIL_SECONDS = 5e-4  # of a turn in Python of tokenizing and packing; by default it is ten times as long
 HELDOUT_SHARE = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; with less than ten times as many, lines are held out instead
 LEARNING_LINES = 1_000_000  # of the corpus, evenly spread, from which a vocabulary is learned
@@ -94,15 +95,17 @@ class Corpus(NamedTuple):
 
     def split(self, heldout: bool) -> Iterator[str]:
         """The lines of one side; "" ends a document (a blank line or a file's end in the corpus)."""
-        number, pending = 0, False
+        number, pending, wanted = 0, False, (0 in self.heldout) == heldout
         for line in read_lines(self.paths):
-            if line and (number in self.heldout) == heldout:
+            if line and wanted:
                 pending = True
                 yield line
             elif not line and pending:
                 pending = False
                 yield ""
-            number += bool(line) if self.by_line else not line
+            if bool(line) == self.by_line:
+                number += 1
+                wanted = (number in self.heldout) == heldout
 
 
 def read_lines(paths: Iterable[Path]) -> Iterator[str]:
@@ -1212,16 +1215,20 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
 
 
 def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str, int], bar: tqdm) -> Iterator[list[int]]:
-    """Ids of each line with any, and [] for the end of a document; the next chunk is tokenized while one is packed."""
+    """Ids of each line with any, and [] for the end of a document; the next chunks are tokenized while one is packed."""
     def encode(chunk: list[str]) -> list[list[int]]:
         return [ids for line, ids in zip(chunk, vocabulary.encode(chunk), strict=True) if ids or not line]
 
-    with ThreadPoolExecutor(1) as thread:
+    before = sys.getswitchinterval()
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
+        sys.setswitchinterval(GIL_SECONDS)
+        stack.callback(sys.setswitchinterval, before)
         chunks = iter(lambda: list(islice(lines, CHUNK)), [])
         futures = (thread.submit(encode, chunk) for chunk in chunks)
-        ahead = next(futures, None)
+        ahead = deque(islice(futures, 2))  # two, so that the thread need not wait while lines are read
         while ahead:
-            encoded, ahead = ahead.result(), next(futures, None)
+            encoded = ahead.popleft().result()
+            ahead.extend(islice(futures, 1))
             counts["tokens"] += sum(map(len, encoded))
             counts["unknown"] += sum(line.count(vocabulary.unk) for line in encoded)
             if counts["tokens"] > 1_000_000:  # before that a foreign opening may mislead
