@@ -725,9 +725,8 @@ def backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(run: Run) -> tuple[dict[str, float], str]:
-    """Metrics on evenly spread held-out examples, with the same masks each time; InputError if the run has diverged.
-
-    Also the first examples as a table, in rank 0.
+    """Metrics on evenly spread held-out examples, with the same masks each time, and, in rank 0, the first of them as a
+    table; InputError if the run has diverged.
 
     The losses are the training's. Everything else about the discriminator is judged on the tokens that could have been
     replaced: neither padding nor special, which would be easy negatives.

@@ -298,13 +298,12 @@ class SeenDocuments:
 def find_sources(name: str, wiki: bool) -> list[Source]:
     """The files that `name` stands for, in alphabetical order, or a data set; InputError if there is nothing to read."""
     path, flag = Path(name), "--wiki" if wiki else "--books"
+    files = [path]
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
-    else:
-        files = [path] if path.exists() else []
-    sources = [source for file in files if (source := find_kind(file, wiki, named=file == path)).kind]
-    if not path.exists():
-        sources = [Source(name, None, "hub", wiki)]
+    sources = [Source(name, None, "hub", wiki)]
+    if path.exists():
+        sources = [source for file in files if (source := find_kind(file, wiki, named=file == path)).kind]
     for number, source in enumerate(sources):
         if READS[source.kind] is read_data_set:
             try:
