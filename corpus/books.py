@@ -1,0 +1,209 @@
+"""Records of books to raw documents: plain text, hard-wrapped or not, Markdown, and text with a sentence a line.
+
+Headings, page numbers, notes and what Project Gutenberg adds to a book are left out.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from corpus.sentences import BEFORE_NAME, LONGEST_HEADING, clean_paragraph, normalize, split_sentences
+from corpus.sources import RawDocument, Source
+from dataset import UTF16_MARKS
+
+WIDEST_WRAPPED = 100  # characters; a text whose long lines are longer isn't hard-wrapped as a whole
+SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it has a sentence a line
+
+# What Project Gutenberg puts before, between and after the books of a file: from the beginning to the line that says
+# START (in old files the end of the "small print"), and from the line that says END to the next START or to the end.
+GUTENBERG = re.compile(
+    r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.{0,300}?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)\s*$|"
+    r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:th(?:e|is) )?Project Gutenberg).*?"
+    r"(?:^\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG[^*]*\*{3}\s*$|\Z)",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE)
+# The beginning of a paragraph that names who made the electronic text.
+CREDITS = re.compile(
+    r"(?:(?:this )?e-?(?:text|book) (?:was )?(?:produced|prepared|transcribed|scanned) by|produced by|"
+    r"transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
+# A line that holds the number of a page, perhaps with decoration: "12", "- xii -", "[Pg 12]".
+PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W*", re.IGNORECASE)
+# Numbers of notes ("[1]"), marks of pages ("{p. 12}"), pictures and notes in brackets, wherever they stand in the text.
+# A mark that has a line to itself goes with its line, so that no empty line parts a paragraph there.
+PAGE_MARK = re.compile(
+    r"(^[ \t]*)?"
+    r"(?:[\[{](?:\d{1,3}|p(?:g|age)\.?\s*[\divxlc]{1,7})[\]}]|"
+    r"\[(?:illustration|footnote|sidenote)(?:[^\[\]]|\[[^\[\]]{0,99}\]){0,999}\])"
+    r"(?(1)[ \t]*\n|)", re.IGNORECASE | re.MULTILINE)
+EMPHASIS = re.compile(r"(?<!\w)_(?=\S)(.{1,999}?)(?<=\S)_(?!\w)", re.DOTALL)  # _as here_
+# Headings in capitals or not: "CHAPTER I. The Beginning", "Part the Second". A word in small letters after the number
+# shows a sentence: "Part two of the letter came on Monday."
+CHAPTER = re.compile(
+    r"(?i:(?:chapter|book|part|volume|vol\.|canto|act|scene|section|stave|letter|appendix)\s+(?:the\s+)?"
+    r"(?:[\divxlc]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
+    r"first|second|third|fourth|fifth|last))\b(?![ ,;]+[a-z]).*")
+PART_OF_BOOK = re.compile(
+    r"(?:(?:table of )?contents|preface|prologue|epilogue|introduction|the end|finis|dedication|"
+    r"(?:list of )?illustrations|footnotes?|notes|index|errata)\W*", re.IGNORECASE)
+
+
+def parse_book(source: Source, record: bytes | str) -> Iterator[RawDocument]:
+    """A book as one document, or the documents of a text that has a sentence a line and blank lines between them."""
+    text = record if isinstance(record, str) else decode(record)
+    text = GUTENBERG.sub("", text)
+    if source.format == "markdown":
+        paragraphs = [paragraph for paragraph in markdown_paragraphs(text) if not is_heading(paragraph)]
+        yield RawDocument(source.name, [clean_paragraph(paragraph) for paragraph in paragraphs])
+        return
+    lines = text.split("\n")
+    if has_sentence_lines(lines):
+        for block in blocks(lines):
+            yield RawDocument(source.name, [normalize(line) for line in block], is_split=True)
+        return
+    paragraphs = []
+    for paragraph in join_wrapped_lines(PAGE_MARK.sub("", text).split("\n")):
+        if not is_heading(paragraph) and not CREDITS.match(paragraph):
+            paragraphs.append(clean_paragraph(paragraph))
+    yield RawDocument(source.name, paragraphs)
+
+
+def decode(record: bytes) -> str:
+    """A text in UTF-16 or UTF-8; its lines that are neither are read as Windows-1252, which old books are written in."""
+    if record.startswith(UTF16_MARKS):
+        text = record.decode("utf-16", "replace")
+    else:
+        try:
+            text = record.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = "\n".join(map(decode_line, record.split(b"\n")))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode_line(line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return line.decode("cp1252", "replace")
+
+
+def is_heading(paragraph: str) -> bool:
+    """Whether a paragraph is a heading: it says so, or it is short and in capitals and isn't a cry in quotation marks."""
+    if len(paragraph) > LONGEST_HEADING:
+        return False
+    if CHAPTER.fullmatch(paragraph) or PART_OF_BOOK.fullmatch(paragraph):
+        return True
+    return paragraph.isupper() and paragraph[0] not in "\"“‘'"
+
+
+def blocks(lines: list[str]) -> Iterator[list[str]]:
+    """The runs of lines between blank lines."""
+    for is_blank, block in groupby(lines, lambda line: not line.strip()):
+        if not is_blank:
+            yield list(block)
+
+
+# Markdown
+
+
+def markdown_paragraphs(text: str) -> list[str]:
+    """The paragraphs of a Markdown text without headings, code blocks, pictures, addresses of links and emphasis."""
+    paragraphs = []
+    for opening, content in pairwise(MarkdownIt().parse(text)):
+        if opening.type == "paragraph_open":
+            paragraphs.append("".join(map(markdown_text, content.children)))
+    return paragraphs
+
+
+def markdown_text(token: Token) -> str:
+    if token.type in ("softbreak", "hardbreak"):
+        return " "
+    return token.content if token.type in ("text", "code_inline") else ""
+
+
+# Text with a sentence a line
+
+
+def has_sentence_lines(lines: list[str]) -> bool:
+    """Whether most lines are single sentences, as in BookCorpus, rather than paragraphs or parts of one."""
+    sample = lines[:SAMPLE_LINES]
+    texts = [line.strip() for line in sample if line.strip()]
+    if len(texts) <= 0.8 * len(sample):
+        return False  # with so many blank lines they are paragraphs
+    ended = sum(not text[-1].isalnum() and text[-1] not in ",;" for text in texts)
+    if ended <= 0.8 * len(texts):
+        return False  # with so many lines that break off they are hard-wrapped
+    return sum(len(split_sentences(text)) for text in texts) < 1.1 * len(texts)
+
+
+# Text whose lines may be hard-wrapped
+
+
+def join_wrapped_lines(lines: list[str]) -> list[str]:
+    """The paragraphs of a text whose lines may be hard-wrapped, and whose paragraphs may be torn by the ends of pages."""
+    lines = drop_page_numbers(lines)
+    lengths = sorted(len(line) for line in lines if line)
+    usual_width = lengths[len(lengths) * 9 // 10] if lengths else 0
+    paragraphs: list[str] = []
+    for block in blocks(lines):
+        width = wrapping_width(block, usual_width)
+        for previous, line in pairwise(["", *block]):
+            if not paragraphs or not (is_wrapped(previous, line, width) or is_torn(paragraphs[-1], line)):
+                paragraphs.append(line.strip())
+            elif ends_with_hyphen(paragraphs[-1]):
+                paragraphs[-1] += line.strip()
+            else:
+                paragraphs[-1] += f" {line.strip()}"
+    return [EMPHASIS.sub(r"\1", paragraph) for paragraph in paragraphs]
+
+
+def drop_page_numbers(lines: list[str]) -> list[str]:
+    """The lines without blanks at their ends, and without those that are page numbers.
+
+    A number right below text that ends like a sentence isn't one, but the sentence's end: "... in the spring of / 1815."
+    """
+    kept = []
+    for previous, line in pairwise(["", *lines]):
+        line = line.rstrip()
+        ends_sentence = previous.strip() != "" and line[-1:] in (".", "!", "?", "”", '"')
+        if not line or ends_sentence or not PAGE_NUMBER.fullmatch(line):
+            kept.append(line)
+    return kept
+
+
+def wrapping_width(block: list[str], usual_width: int) -> int:
+    """The width to which the lines of a block were wrapped, in characters; 0 if they weren't.
+
+    It is that of the whole text unless its lines are too long; then a block may still be wrapped, by its widest line.
+    """
+    if usual_width <= WIDEST_WRAPPED:
+        return usual_width
+    widest = max(map(len, block))
+    return widest if WIDEST_WRAPPED // 2 <= widest <= WIDEST_WRAPPED else 0
+
+
+def is_wrapped(previous: str, line: str, width: int) -> bool:
+    """Whether a line goes on where the line above it stops: its first word would not have fitted there."""
+    if not previous or not width:
+        return False
+    if line[0].isspace() and not previous[0].isspace():
+        return False  # an indent begins a paragraph
+    first_word = line.split()[0]
+    return len(previous) + 1 + len(first_word) > 0.8 * width
+
+
+def is_torn(paragraph: str, line: str) -> bool:
+    """Whether a line goes on with a paragraph that a page ended inside of: it has no end, and the line begins small."""
+    if is_heading(paragraph) or is_heading(line):
+        return False
+    if BEFORE_NAME.search(paragraph):
+        return True
+    if not paragraph[-1:].isalnum() and not ends_with_hyphen(paragraph):
+        return False
+    return line.lstrip()[0].islower() or len(paragraph) > LONGEST_HEADING
+
+
+def ends_with_hyphen(paragraph: str) -> bool:
+    """Whether a paragraph ends inside a word, rather than with a dash."""
+    return paragraph.endswith("-") and paragraph[-2:-1].isalpha()
