@@ -50,7 +50,7 @@ PART_OF_BOOK = re.compile(
 
 
 def parse_book(source: Source, record: bytes | str) -> Iterator[RawDocument]:
-    """A book as one document, or the documents of a text that has a sentence a line and blank lines between them."""
+    """A book as one document, or the documents of a text that has a sentence a line and blank lines between."""
     text = record if isinstance(record, str) else decode(record)
     text = GUTENBERG.sub("", text)
     if source.format == "markdown":
@@ -70,7 +70,7 @@ def parse_book(source: Source, record: bytes | str) -> Iterator[RawDocument]:
 
 
 def decode(record: bytes) -> str:
-    """A text in UTF-16 or UTF-8; its lines that are neither are read as Windows-1252, which old books are written in."""
+    """A text in UTF-16 (with its mark) or UTF-8; lines that are neither are read as Windows-1252, as in old books."""
     if record.startswith(UTF16_MARKS):
         text = record.decode("utf-16", "replace")
     else:
@@ -89,7 +89,7 @@ def decode_line(line: bytes) -> str:
 
 
 def is_heading(paragraph: str) -> bool:
-    """Whether a paragraph is a heading: it says so, or it is short and in capitals and isn't a cry in quotation marks."""
+    """Whether a paragraph is a heading: by its words, or because it is short, in capitals and no quotation."""
     if len(paragraph) > LONGEST_HEADING:
         return False
     if CHAPTER.fullmatch(paragraph) or PART_OF_BOOK.fullmatch(paragraph):
@@ -141,17 +141,18 @@ def has_sentence_lines(lines: list[str]) -> bool:
 
 
 def join_wrapped_lines(lines: list[str]) -> list[str]:
-    """The paragraphs of a text whose lines may be hard-wrapped, and whose paragraphs may be torn by the ends of pages."""
+    """The paragraphs of a text whose lines may be hard-wrapped and whose pages may end inside a paragraph."""
     lines = drop_page_numbers(lines)
     lengths = sorted(len(line) for line in lines if line)
-    usual_width = lengths[len(lengths) * 9 // 10] if lengths else 0
+    usual_width = lengths[len(lengths) * 9 // 10] if lengths else 0  # nine lines in ten are no longer
     paragraphs: list[str] = []
     for block in blocks(lines):
         width = wrapping_width(block, usual_width)
         for previous, line in pairwise(["", *block]):
-            if not paragraphs or not (is_wrapped(previous, line, width) or is_torn(paragraphs[-1], line)):
+            continues = paragraphs and (is_wrapped(previous, line, width) or is_torn(paragraphs[-1], line))
+            if not continues:
                 paragraphs.append(line.strip())
-            elif ends_with_hyphen(paragraphs[-1]):
+            elif ends_with_hyphen(paragraphs[-1]):  # the rest of the word follows without a blank
                 paragraphs[-1] += line.strip()
             else:
                 paragraphs[-1] += f" {line.strip()}"
@@ -161,7 +162,7 @@ def join_wrapped_lines(lines: list[str]) -> list[str]:
 def drop_page_numbers(lines: list[str]) -> list[str]:
     """The lines without blanks at their ends, and without those that are page numbers.
 
-    A number right below text that ends like a sentence isn't one, but the sentence's end: "... in the spring of / 1815."
+    A number just below text that ends with a full stop is kept: it ends a sentence, as in "the spring of / 1815."
     """
     kept = []
     for previous, line in pairwise(["", *lines]):
@@ -184,17 +185,21 @@ def wrapping_width(block: list[str], usual_width: int) -> int:
 
 
 def is_wrapped(previous: str, line: str, width: int) -> bool:
-    """Whether a line goes on where the line above it stops: its first word would not have fitted there."""
+    """Whether a line goes on where the line above it stops: its first word would hardly have fitted there."""
     if not previous or not width:
         return False
     if line[0].isspace() and not previous[0].isspace():
         return False  # an indent begins a paragraph
     first_word = line.split()[0]
+    # Lines of one text differ in width, hence four fifths.
     return len(previous) + 1 + len(first_word) > 0.8 * width
 
 
 def is_torn(paragraph: str, line: str) -> bool:
-    """Whether a line goes on with a paragraph that a page ended inside of: it has no end, and the line begins small."""
+    """Whether a page ended inside a paragraph that goes on with `line`.
+
+    The paragraph then stops without punctuation, and it is a long one or the line begins with a small letter.
+    """
     if is_heading(paragraph) or is_heading(line):
         return False
     if BEFORE_NAME.search(paragraph):

@@ -1,4 +1,4 @@
-"""Sources to documents as they are written: records grouped into work units, and a pool of processes that convert them."""
+"""Sources to documents as they are written: records are grouped into work units, which a pool of processes converts."""
 
 import multiprocessing
 from collections import Counter, deque
@@ -17,7 +17,7 @@ from corpus.wikipedia import parse_extracted, parse_pages, parse_row, record_tit
 UNIT_BYTES = 1 << 19  # of records that a process converts at a time
 RECORD_OVERHEAD = 100  # bytes that each record counts for on top of its own, so that units of short rows stay small
 UNIT_TIMEOUT_S = 60.0  # for a work unit, and then for each of its records alone
-SHORTEST_PARAGRAPH = 40  # bytes; a shorter line of an article is a heading or a list entry, even if it ends in punctuation
+SHORTEST_PARAGRAPH = 40  # bytes; a shorter line of an article is taken as a heading or list entry, however it ends
 
 PARSER_FAILED = "pages on which the parser fails"
 PARSER_HUNG = "pages on which the parser hangs or dies"

@@ -248,7 +248,7 @@ def open_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
 
 
 def load_data_set(source: Source) -> Any:
-    """A data set of the datasets library, streamed; the name of one on the hub may have a configuration after a colon."""
+    """A data set by the datasets library, streamed; a name on the hub may have a configuration after a colon."""
     import datasets  # not at the top: the import takes two seconds
     if source.path is not None:
         return datasets.load_dataset(source.format, data_files=str(source.path), split="train", streaming=True)

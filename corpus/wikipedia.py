@@ -1,7 +1,7 @@
 """Records of Wikipedia to raw documents: pages of MediaWiki dumps, WikiExtractor's articles, rows of data sets.
 
-An article keeps its running text, a paragraph a line. Templates, tables, notes, pictures, headings and the sections that
-list references and links are left out, and so are redirects, disambiguation pages and pages that aren't articles.
+An article keeps its running text, a paragraph a line. Templates, tables, notes, pictures, headings and the sections
+that list references and links are left out. So are redirects, disambiguation pages and pages that aren't articles.
 """
 
 import html
@@ -46,7 +46,8 @@ MAY_REFER = re.compile(
 
 REDIRECT = re.compile(r"\s*#redirect", re.IGNORECASE)
 HEADING = re.compile(r"^(={1,6})(.+?)\1[ \t]*$", re.MULTILINE)  # "== Title ==": its level in signs, its title
-# What a reader of the page doesn't see at this place. Notes have a bound, so that an open one costs no quadratic time.
+# What a reader of the page doesn't see at this place. The length of notes is bounded, because many notes without an
+# end would cost quadratic time.
 UNSEEN_MARKUP = re.compile(
     r"<!--.*?(?:-->|\Z)|"  # a comment, up to the end of the page if it isn't closed
     r"<ref\b[^<>]*/>|"  # a note that is written elsewhere
@@ -59,7 +60,8 @@ LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:\S|simple:\S")
 FILE_NAMES = "File|Image|Media|Category|Bild|Fichier|Imagen|Immagine|Imagem|Изображение"
 
 # Tags and templates that show formulas, or text that isn't right without the template's own rules.
-FORMULAS = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score", "val", "frac", "sfrac", "music", "us$"}
+FORMULAS = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score", "val", "frac", "sfrac", "music",
+            "us$"}
 # Tags whose content isn't prose.
 UNSEEN_TAGS = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "maplink", "source",
                "syntaxhighlight", "pre", "templatestyles", "section", "indicator", "includeonly"}

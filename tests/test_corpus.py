@@ -1,10 +1,12 @@
-"""Wikipedia and books to one sentence a line: every source beside the lines that a reader would write down."""
+"""The package corpus: sources of every format become the lines that a reader would write down by hand."""
 
 import bz2
 import gzip
 import html
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,8 +16,13 @@ from pathlib import Path
 import datasets
 import pytest
 
-import dataset
-from dataset import SeenDocuments, has_sentence_lines, joined_paragraphs, main, sentences
+from corpus import __main__ as command
+from corpus import conversion, documentation, sources, wikipedia
+from corpus.books import has_sentence_lines, join_wrapped_lines
+from corpus.documentation import docstring_paragraphs, documentation_corpus
+from corpus.sentences import split_sentences
+
+ROOT = Path(__file__).parent.parent
 
 PAGE = """  <page>
     <title>{title}</title>
@@ -47,7 +54,8 @@ Nobody knew the river before the year [[1802]] at all.
 === See also ===
 * [[Something that nobody wants to read here.]]
 == Geography ==
-The river runs &ndash; slowly &ndash; into the {{nowrap|great lake}} of the north.<gallery>File:A.jpg|A picture.</gallery>
+The river runs &ndash; slowly &ndash; into the {{nowrap|great lake}} of the north.\
+<gallery>File:A.jpg|A picture.</gallery>
 == References ==
 {{reflist}} The references are left out of this text altogether.
 [[Category:Rivers]] [[de:Fu]]
@@ -84,7 +92,7 @@ def write(path, content):
 def convert(tmp_path, capfd):
     """Runs the command; returns its exit code, the documents it wrote and what it printed."""
     def run(*flags, output="corpus.txt"):
-        code = main([*map(str, flags), "--output", str(tmp_path / output)])
+        code = command.main([*map(str, flags), "--output", str(tmp_path / output)])
         path = tmp_path / output
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         assert text == "" or text.endswith("\n\n")
@@ -128,11 +136,16 @@ def test_compressed_multistream_and_split_dumps_are_read_alike(tmp_path, convert
 
 
 def test_unbalanced_wikitext_leaves_no_markup(tmp_path, convert):
-    texts = ["A page with {{an open template and [[an open link in it. The next sentence of it is quite fine, I hope.",
-             "}} ]] The brackets close what was never opened here. '''Bold without an end. {| A table that is left open.",
-             "|- The row || of a table. <ref>An open note in the text. <div style='x'>The block is open, too, all the way.",
-             "Some &nbsp;&amp;nbsp; and &lt;b&gt; entities of all kinds are in this &copy; sentence. == Not a heading =="]
-    code, documents, _ = convert("--wiki", write(tmp_path / "w.xml", dump(*(page(t[:5], t) for t in texts), *cats(0, 1))))
+    texts = ["A page with {{an open template and [[an open link in it. "
+             "The next sentence of it is quite fine, I hope.",
+             "}} ]] The brackets close what was never opened here. '''Bold without an end. "
+             "{| A table that is left open.",
+             "|- The row || of a table. <ref>An open note in the text. "
+             "<div style='x'>The block is open, too, all the way.",
+             "Some &nbsp;&amp;nbsp; and &lt;b&gt; entities of all sorts are in this &copy; sentence. "
+             "== Not a heading =="]
+    pages = [page(text[:5], text) for text in texts]
+    code, documents, _ = convert("--wiki", write(tmp_path / "w.xml", dump(*pages, *cats(0, 1))))
     text = "\n".join(line for document in documents for line in document)
     assert code == 0
     assert "The next sentence of it is quite fine, I hope." in text
@@ -141,18 +154,21 @@ def test_unbalanced_wikitext_leaves_no_markup(tmp_path, convert):
 
 def test_extracted_articles_and_rows_become_the_same_lines(tmp_path, convert):
     text = (f"{PROSE.format(1)}\nHistory.\nThe cat &amp; the dog () live in the house ( , 1900) , as formula_1 shows.\n"
-            "The cat was seen by &lt;br&gt; Mr. Brown in the garden.\nSee also.\nThe other cats are listed here, all.\n")
-    wanted = [[*cat_lines(1)[0], "The cat was seen by Mr. Brown in the garden."]]
+            "The cat was seen by &lt;br&gt; Mr. Brown in the garden.\n"
+            "See also.\nThe other cats are listed here, all.\n")
+    expected = [[*cat_lines(1)[0], "The cat was seen by Mr. Brown in the garden."]]
     write(tmp_path / "doc" / "AA" / "wiki_00", f'<doc id="1" url="u" title="Cat">\nCat\n\n{text}\n</doc>\n'
-          '<doc id="2" url="u" title="Dog">\nDog\n\nA "dog" may also refer to the following pages of this work:\n\n</doc>\n')
-    rows = [{"id": "1", "url": "u", "title": "Cat", "text": text}, {"text": "Dog may refer to these pages of this work:"}]
+          '<doc id="2" url="u" title="Dog">\nDog\n\n'
+          'A "dog" may also refer to the following pages of this work:\n\n</doc>\n')
+    rows = [{"id": "1", "url": "u", "title": "Cat", "text": text},
+            {"text": "Dog may refer to these pages of this work:"}]
     write(tmp_path / "json" / "AA" / "wiki_00", "".join(json.dumps(row) + "\n" for row in rows))
     data = datasets.Dataset.from_list([{"text": row["text"]} for row in rows])
     data.to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
     data.save_to_disk(tmp_path / "arrow")
     for name in ("doc", "json", "parquet", "arrow"):
         code, documents, printed = convert("--wiki", tmp_path / name, output=f"{name}.txt")
-        assert (code, documents) == (0, wanted), name
+        assert (code, documents) == (0, expected), name
         assert "1 disambiguation pages" in printed and "damaged" not in printed
 
 
@@ -162,17 +178,18 @@ def test_a_data_set_on_the_hub_is_streamed(tmp_path, convert, monkeypatch):
     def load_dataset(*names, **how):
         asked.append((*names, how))
         return datasets.Dataset.from_list([{"text": PROSE.format(n)} for n in range(3)]).to_iterable_dataset()
-    monkeypatch.setattr(dataset, "reach_hub", lambda: None)
+    monkeypatch.setattr(sources, "reach_hub", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert convert("--wiki", "wikimedia/wikipedia:20231101.en")[:2] == (0, cat_lines(0, 1, 2))
-    assert asked == 2 * [("wikimedia/wikipedia", "20231101.en", {"split": "train", "streaming": True})]  # tried, then read
+    # Once to check that it is there, once to read it.
+    assert asked == 2 * [("wikimedia/wikipedia", "20231101.en", {"split": "train", "streaming": True})]
 
 
-def test_a_hub_out_of_reach_is_one_message(tmp_path, convert, monkeypatch):
+def test_a_hub_out_of_reach_ends_in_one_message_before_any_conversion(tmp_path, convert, monkeypatch):
     def unreachable():
         raise OSError("no route")
-    monkeypatch.setattr(dataset, "reach_hub", unreachable)
-    monkeypatch.setattr(dataset, "converted", None)  # never come to
+    monkeypatch.setattr(sources, "reach_hub", unreachable)
+    monkeypatch.setattr(command, "convert_units", None)  # never called
     write(tmp_path / "w" / "w.xml", dump(*cats(0, 3)))
     code, documents, printed = convert("--wiki", tmp_path / "w", "wikimedia/wikipedia:20231101.en")
     assert (code, documents) == (2, [])
@@ -180,9 +197,10 @@ def test_a_hub_out_of_reach_is_one_message(tmp_path, convert, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
-@pytest.mark.parametrize("text, wanted", [
+@pytest.mark.parametrize("text, expected", [
     ("''Foo'' ({{lang-ru|Фу}}, [{{IPA|fu}}]) is “{{lang|de|gut}}” and (“{{x}}”) here.", "Foo is “gut” and here."),
-    ("__NOTOC__ The foo is {{convert|5|to|10|km}} long and 5{{nbsp}}km wide.", "The foo is 5 to 10 km long and 5 km wide."),
+    ("__NOTOC__ The foo is {{convert|5|to|10|km}} long and 5{{nbsp}}km wide.",
+     "The foo is 5 to 10 km long and 5 km wide."),
     ("{{As of|2010}}, the foo has {{as of|2011|lc=y}} no name.", "As of 2010, the foo has as of 2011 no name."),
     ("{{nota disambigua|il fiume|Foo}}The river is called the foo by all.", "The river is called the foo by all."),
     ("{{disambiguation page}} The foo is one of many things, all of them here.", None),
@@ -190,22 +208,23 @@ def test_a_hub_out_of_reach_is_one_message(tmp_path, convert, monkeypatch):
      "The ship was sold in the year after."),
     ("[[Bild:Foo.jpg|mini|Ein Bild. Und noch ein Satz darunter.]]The foo is shown in the picture.",
      "The foo is shown in the picture."),
-    ("The foo is long and wide.\n== Siehe auch ==\nThis is a list of other pages.\n==  Foo\t==\nIt ends in a quiet lake.",
+    ("The foo is long and wide.\n== Siehe auch ==\nThis is a list of other pages.\n"
+     "==  Foo\t==\nIt ends in a quiet lake.",
      "The foo is long and wide. It ends in a quiet lake.")])
-def test_wikitext_that_other_dumps_hold(tmp_path, convert, monkeypatch, text, wanted):
-    monkeypatch.setattr(dataset, "SHORTEST_PARAGRAPH", 1)
+def test_templates_links_and_sections_of_other_dumps_become_prose(tmp_path, convert, monkeypatch, text, expected):
+    monkeypatch.setattr(conversion, "SHORTEST_PARAGRAPH", 1)
     documents = convert("--wiki", write(tmp_path / "w.xml", dump(page("Foo", text), *cats(0, 1))))[1]
-    assert [" ".join(lines) for lines in documents[:-1]] == ([wanted] if wanted else [])
+    assert [" ".join(lines) for lines in documents[:-1]] == ([expected] if expected else [])
 
 
-@pytest.mark.parametrize("text, wanted", [
+@pytest.mark.parametrize("text, expected", [
     ("{0}\nSection::::References.\nThe reference is a sentence that nobody wants to read.", True),
     ("The sources of the river are told of here, at some length.\n\nSources\n\n{0}", False)])
-def test_extracted_articles_end_at_their_lists(tmp_path, convert, text, wanted):
+def test_extracted_articles_end_where_their_lists_of_links_begin(tmp_path, convert, text, expected):
     text = text.format(PROSE.format(1)).replace("\n", "\r\n")
     write(tmp_path / "wiki_00", f'<doc id="1" url="u" title="Cat">\r\nCat\r\n\r\n{text}\r\n</doc>\r\n')
     documents = convert("--wiki", tmp_path)[1]
-    assert documents == (cat_lines(1) if wanted else [["The sources of the river are told of here, at some length.",
+    assert documents == (cat_lines(1) if expected else [["The sources of the river are told of here, at some length.",
                                                        *cat_lines(1)[0]]])
 
 
@@ -273,14 +292,15 @@ def test_a_book_becomes_its_sentences(tmp_path, convert, coding):
     assert documents[0] == BOOK_LINES
 
 
-GUTENBERG = ("*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n*** END OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n"
-             "A licence that nobody needs to learn by heart.\n\n")
+GUTENBERG = ("*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n"
+             "*** END OF THE PROJECT GUTENBERG EBOOK {0} ***\n\nA licence that nobody needs to learn by heart.\n\n")
 
 
-@pytest.mark.parametrize("text, wanted", [
+@pytest.mark.parametrize("text, expected", [
     (GUTENBERG.format("ONE", "One is the first.") + GUTENBERG.format("TWO", "Two is the second."),
      ["One is the first.", "Two is the second."]),
-    ("This etext was prepared by A. Volunteer, email a@b.org\n\nIt begins here.\n\nEnd of this Project Gutenberg Etext\n",
+    ("This etext was prepared by A. Volunteer, email a@b.org\n\nIt begins here.\n\n"
+     "End of this Project Gutenberg Etext\n",
      ["It begins here."]),
     ("The preface[1] says it[Pg vii] all.\n\n[Footnote 1: See [Greek: logos].]\n\n[Illustration: A [by X]. It is.]\n",
      ["The preface says it all."]),
@@ -288,25 +308,25 @@ GUTENBERG = ("*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n*** END
      "“You know.”\n\nThe old man came to us by the evening train in the early spring of\n1815.\n",
      ["She had been with us for a year and more, and nobody knew she was very ill.", "He said as much -", "“You know.”",
       "The old man came to us by the evening train in the early spring of 1815."])])
-def test_what_other_books_hold(tmp_path, convert, text, wanted):
+def test_books_lose_licences_notes_and_page_breaks(tmp_path, convert, text, expected):
     for name in ("book.txt", "book.md")[:1 + text.startswith("***")]:
-        assert convert("--books", write(tmp_path / name, text), output=f"{name}.out")[1] == [wanted]
+        assert convert("--books", write(tmp_path / name, text), output=f"{name}.out")[1] == [expected]
 
 
 def test_markdown_books_lose_their_markup(tmp_path, convert):
-    text = ("# A Book\n\nThe *first* paragraph has [a link](http://x.org) and\n`code` in it. It ends.\n\n![picture](p.jpg)\n"
-            "\n```\ncode that is dropped, all of it.\n```\n\n- An entry that is a sentence of its own.\n")
+    text = ("# A Book\n\nThe *first* paragraph has [a link](http://x.org) and\n`code` in it. It ends.\n\n"
+            "![picture](p.jpg)\n\n```\ncode that is dropped, all of it.\n```\n\n- An entry that is a sentence of its own.\n")
     assert convert("--books", write(tmp_path / "book.md", text))[1] == [
         ["The first paragraph has a link and code in it.", "It ends.", "An entry that is a sentence of its own."]]
 
 
-def test_a_paragraph_a_line_is_kept_apart(tmp_path, convert):
+def test_lines_that_are_paragraphs_are_not_joined(tmp_path, convert):
     lines = ["“Yes.”", "“No, and that is that, whatever you may say.”", "He went to St. Albans at 5 p.m. and slept."]
     assert convert("--books", write(tmp_path / "b.txt", "\n".join([*lines, "A long line. " * 20])))[1] == [
         [*lines, *["A long line."] * 20]]
 
 
-def test_sentence_lines_are_kept_as_they_are_and_blank_lines_part_documents(tmp_path, convert):
+def test_text_with_a_sentence_a_line_is_kept_and_blank_lines_separate_documents(tmp_path, convert):
     lines = [f"the {n} th door was opened by mr. smith , who smiled ." for n in range(30)]
     text = "\n".join([*lines[:10], "", *lines[10:]])
     assert convert("--books", write(tmp_path / "bookcorpus.txt", text))[1] == [lines[:10], lines[10:]]
@@ -316,34 +336,36 @@ def test_sentence_lines_are_kept_as_they_are_and_blank_lines_part_documents(tmp_
 
 
 def test_long_texts_are_cut_into_documents(tmp_path, convert, monkeypatch):
-    monkeypatch.setattr(dataset, "LONGEST_BOOK", 1000)
-    monkeypatch.setattr(dataset, "UNIT", 100)
+    monkeypatch.setattr(sources, "LONGEST_TEXT", 1000)
+    monkeypatch.setattr(sources, "READ_BYTES", 100)
+    monkeypatch.setattr(conversion, "UNIT_BYTES", 100)
     lines = [f"the {n} th door was opened by mr. smith , who smiled ." for n in range(100)]
     documents = convert("--books", write(tmp_path / "bookcorpus.txt", "\n".join(lines)))[1]
     assert [line for document in documents for line in document] == lines
     assert 5 <= len(documents) <= 8
 
 
-def test_verse_is_not_joined():
-    verse = ["They went not with the soulless,", "Nor let a snare their path environ:", "Their only pitfall was a mine;"]
+def test_lines_of_verse_are_not_joined():
+    verse = ["They went not with the soulless,", "Nor let a snare their path environ:",
+             "Their only pitfall was a mine;"]
     prose = ["The owners of the works were the elder brothers, and had been so", "for generations, as everybody knew."]
-    assert joined_paragraphs([*prose, "", *prose, "", *prose, "", *verse]) == [" ".join(prose)] * 3 + verse
+    assert join_wrapped_lines([*prose, "", *prose, "", *prose, "", *verse]) == [" ".join(prose)] * 3 + verse
 
 
-def test_sentence_lines_are_told_from_paragraphs():
+def test_text_with_a_sentence_a_line_is_distinguished_from_paragraphs():
     assert has_sentence_lines([f"it was day {n} ." for n in range(20)])
     assert not has_sentence_lines([f"It was day {n}. The sun shone. He slept." for n in range(20)])
     assert not has_sentence_lines(["the sun shone on the wall and on", "the old house, and on all who"] * 9)
     assert not has_sentence_lines(["It was day."] + [""] * 1 + ["It was night."])
 
 
-@pytest.mark.parametrize("wanted", [
+@pytest.mark.parametrize("expected", [
     ["Dr. Smith went to the U.S.", "He liked it."], ["It cost $3.5 million.", "J. R. R. Tolkien wrote it."],
     ["See vol. 2, no. 5 and p. 45 for details.", "Next."], ["He left on Jan. 5, 2010.", "Mrs. O'Riordan could not."],
     ["“Who is he?” asked Mr. Brown.", "“I don't know!”"], ["“It is late.", "Go home!", "Why not?”"],
     ["Ο κ. Παπαδόπουλος ήρθε.", "Πού είναι;"]])
-def test_sentences_are_whole(wanted):
-    assert sentences(" ".join(wanted), "el" if "κ" in wanted[0] else "en") == wanted
+def test_sentences_are_not_cut_at_abbreviations_and_initials(expected):
+    assert split_sentences(" ".join(expected), "el" if "κ" in expected[0] else "en") == expected
 
 
 def test_text_is_normalized(tmp_path, convert):
@@ -356,26 +378,27 @@ def test_text_is_normalized(tmp_path, convert):
 
 
 def test_the_output_does_not_depend_on_processes(tmp_path, convert, monkeypatch):
-    monkeypatch.setattr(dataset, "UNIT", 2000)
+    monkeypatch.setattr(sources, "READ_BYTES", 2000)
+    monkeypatch.setattr(conversion, "UNIT_BYTES", 2000)
     write(tmp_path / "a.xml.bz2", bz2.compress(dump(*cats(0, 60), page("Foo", WIKITEXT), *cats(60, 90)).encode()))
     write(tmp_path / "b.txt", BOOK)
     flags = ["--books", tmp_path / "b.txt", "--wiki", tmp_path / "a.xml.bz2", "--processes"]
-    found = [convert(*flags, n, output=f"{n}.txt")[1] for n in (1, 2, 3)]
-    assert len(found[0]) == 92
-    assert found[0][-1] == BOOK_LINES  # books after Wikipedia
-    assert found[0] == found[1] == found[2]
+    outputs = [convert(*flags, n, output=f"{n}.txt")[1] for n in (1, 2, 3)]
+    assert len(outputs[0]) == 92
+    assert outputs[0][-1] == BOOK_LINES  # books after Wikipedia
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
-def test_documents_that_were_there_are_dropped(tmp_path, convert):
+def test_duplicate_documents_are_dropped(tmp_path, convert):
     path = write(tmp_path / "w.xml", dump(*cats(0, 3), *cats(1, 5)))
     code, documents, printed = convert("--wiki", path, path)
     assert (code, documents) == (0, cat_lines(0, 1, 2, 3, 4))
     assert "9 duplicates of other documents" in printed
 
 
-def test_seen_documents_take_bounded_memory(monkeypatch):
-    monkeypatch.setattr(dataset, "SEEN_SLOTS", 64)
-    seen = SeenDocuments()
+def test_duplicate_filter_takes_bounded_shared_memory(monkeypatch):
+    monkeypatch.setattr(command, "HASH_SLOTS", 64)
+    seen = command.DuplicateFilter()
     assert [seen.add(str(n)) for n in range(40)] == [True] * 40
     assert [seen.add(str(n)) for n in range(40)] == [False] * 40
     for n in range(2000):
@@ -392,8 +415,8 @@ def test_seen_documents_take_bounded_memory(monkeypatch):
 # Damage
 
 
-def test_a_truncated_archive_costs_its_end_alone(tmp_path, convert):
-    packed = b"".join(bz2.compress(some.encode()) for some in (dump(*cats(0, 5))[:-13], *cats(5, 20)))
+def test_a_truncated_archive_loses_only_its_end(tmp_path, convert):
+    packed = b"".join(bz2.compress(part.encode()) for part in (dump(*cats(0, 5))[:-13], *cats(5, 20)))
     code, documents, printed = convert("--wiki", write(tmp_path / "w.xml.bz2", packed[:-40]))
     assert code == 0
     assert documents == cat_lines(*range(19))
@@ -407,13 +430,21 @@ def test_a_truncated_archive_costs_its_end_alone(tmp_path, convert):
     lambda text: text.replace(page("Cat 3", PROSE.format(3)), page("Cat 3", PROSE.format(3)).replace("</page>", "")),
     lambda text: text.replace(page("Cat 3", PROSE.format(3)), page("Cat 3", PROSE.format(3)).replace("<page>", "")),
     lambda text: text.replace(page("Cat 3", PROSE.format(3)), page("Cat 3", PROSE.format(3))[:60])])
-def test_a_damaged_page_costs_itself_alone(tmp_path, convert, damage):
+def test_a_damaged_page_loses_only_itself(tmp_path, convert, damage):
     text = damage(dump(*cats(0, 9)))
     code, documents, printed = convert("--wiki", write(tmp_path / "w.xml", text))
     assert code == 0
     assert documents == cat_lines(0, 1, 2, *range(4, 9))
     assert "1 pages and rows damaged" in printed
     assert ("Cat 3 in" in printed) == ("<title>Cat 3</title>" in text)
+
+
+def test_a_column_that_holds_no_strings_is_damage(tmp_path, convert):
+    datasets.Dataset.from_list([{"text": 5}]).to_parquet(tmp_path / "w" / "a.parquet")
+    write(tmp_path / "w" / "b.xml", dump(*cats(0, 2)))
+    code, documents, printed = convert("--wiki", tmp_path / "w")
+    assert (code, documents) == (0, cat_lines(0, 1))
+    assert "1 files damaged" in printed and "a.parquet" in printed
 
 
 def test_damaged_rows_and_files_are_counted(tmp_path, convert):
@@ -427,29 +458,31 @@ def test_damaged_rows_and_files_are_counted(tmp_path, convert):
     assert "6 pages and rows damaged" in printed and "2 files damaged" in printed
 
 
-def test_a_lone_surrogate_costs_itself_alone(tmp_path, convert):
+def test_a_lone_surrogate_loses_only_itself(tmp_path, convert):
     rows = [json.dumps({"text": f"the {n} th door was opened by mr. smith ."}) for n in range(9)]
     rows[3] = rows[3].replace("door", "\\ud83d door")
     documents = convert("--books", write(tmp_path / "rows.jsonl", "\n".join(rows) + "\n"))[1]
     assert documents == [[json.loads(row)["text"].replace("\ud83d ", "") for row in rows]]
 
 
-def test_titles_are_found_at_once_in_whatever_hangs(tmp_path):
-    source = dataset.Source("w.xml", None, "dump", True)
+def test_titles_of_damaged_records_are_searched_in_linear_time(tmp_path):
+    source = sources.Source("w.xml", None, "dump", True)
     began = time.process_time()
-    for some in ("<page>" + "<title>" * 100_000, '<doc title="' * 100_000, "<page>" * 100_000):
-        assert dataset.record_title(source, some.encode()) == "w.xml"
+    for record in ("<page>" + "<title>" * 100_000, '<doc title="' * 100_000, "<page>" * 100_000):
+        assert wikipedia.record_title(source, record.encode()) == "w.xml"
     assert time.process_time() - began < 5  # quadratic, it would be hours
 
 
 @pytest.mark.parametrize("fate, name", [
-    (lambda: 1 / 0, "1 pages on which the parser fails"), (lambda: os._exit(3), "1 pages on which the parser hangs or dies"),
+    (lambda: 1 / 0, "1 pages on which the parser fails"),
+    (lambda: os._exit(3), "1 pages on which the parser hangs or dies"),
     (lambda: time.sleep(60), "1 pages on which the parser hangs or dies"),
     (lambda: (_ for _ in ()).throw(RecursionError), "1 pages on which the parser fails")])
-def test_a_page_that_breaks_the_parser_costs_itself_alone(tmp_path, convert, monkeypatch, fate, name):
-    parse = dataset.mwparserfromhell.parse
-    monkeypatch.setattr(dataset, "PATIENCE", 1.0)
-    monkeypatch.setattr(dataset.mwparserfromhell, "parse", lambda text: fate() if "number 5 sat" in text else parse(text))
+def test_a_page_that_breaks_the_parser_loses_only_itself(tmp_path, convert, monkeypatch, fate, name):
+    parse = wikipedia.mwparserfromhell.parse
+    monkeypatch.setattr(conversion, "UNIT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(wikipedia.mwparserfromhell, "parse",
+                        lambda text: fate() if "number 5 sat" in text else parse(text))
     code, documents, printed = convert("--wiki", write(tmp_path / "w.xml", dump(*cats(0, 9))), "--processes", 2)
     assert code == 0
     assert documents == cat_lines(0, 1, 2, 3, 4, 6, 7, 8)
@@ -458,11 +491,11 @@ def test_a_page_that_breaks_the_parser_costs_itself_alone(tmp_path, convert, mon
 
 @pytest.mark.parametrize("flags, words", [
     ([], "nothing to convert"), (["--wiki", "no/such/thing/here"], "no file or folder"),
-    (["--books", "{0}/empty"], "holds nothing"), (["--wiki", "{0}/book.txt"], "holds nothing known"),
+    (["--books", "{0}/empty"], "holds no file"), (["--wiki", "{0}/book.txt"], "holds no file of a known format"),
     (["--wiki", "{0}/broken.xml"], "no document"),
     (["--wiki", "{0}/column.parquet"], "column"), (["--books", "{0}/book.txt", "--processes", "-1"], "--processes"),
-    (["--wiki", "{0}/cut.bz2"], "no document"), (["--books", "{0}/novel.epub"], "holds nothing known")])
-def test_unusable_input_is_one_message_and_no_file(tmp_path, convert, flags, words):
+    (["--wiki", "{0}/cut.bz2"], "no document"), (["--books", "{0}/novel.epub"], "holds no file of a known format")])
+def test_unusable_input_ends_in_one_message_and_no_file(tmp_path, convert, flags, words):
     (tmp_path / "empty").mkdir()
     write(tmp_path / "book.txt", "Some text that is no Wikipedia.")
     write(tmp_path / "novel.epub", b"PK\3\4\0\0 Some text. And more of it. " * 9)
@@ -475,18 +508,24 @@ def test_unusable_input_is_one_message_and_no_file(tmp_path, convert, flags, wor
     assert not list(tmp_path.glob("corpus*"))
 
 
-def test_an_output_that_is_there_is_kept(tmp_path, convert):
+def test_an_existing_output_is_not_overwritten(tmp_path, convert):
     write(tmp_path / "corpus.txt", "days of work\n\n")
     code, _, printed = convert("--books", write(tmp_path / "b.txt", BOOK))
     assert code == 2 and "is there already" in printed
     assert (tmp_path / "corpus.txt").read_text() == "days of work\n\n"
 
 
+def restore_interrupts():
+    """In a child process: Ctrl-C's signal works even where the tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, number):
     write(tmp_path / "w.xml", dump(*(page(f"Cat {n}", PROSE.format(n) + WIKITEXT * 20) for n in range(800))))
-    command = [sys.executable, Path(dataset.__file__), "--wiki", tmp_path / "w.xml", "--output", tmp_path / "corpus.txt"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    flags = ["--wiki", tmp_path / "w.xml", "--output", tmp_path / "corpus.txt"]
+    process = subprocess.Popen([sys.executable, "-m", "corpus", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=restore_interrupts)
     while not any(path.stat().st_size for path in tmp_path.glob("corpus.txt.tmp-*")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -495,3 +534,71 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, number):
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["w.xml"]
+
+
+# The embedded documentation
+
+
+def test_documentation_is_prose(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text('''"""This module holds the tools with which a reader can open a :class:`~pkg.File` and close it.
+
+Parameters
+----------
+x : int, a thing that one passes here and that the function then takes
+
+    >>> print("an example of how this is to be used in practice")
+"""
+def f():
+    """Returns."""
+''', encoding="utf-8")
+    prose = "This module holds the tools with which a reader can open a pkg.File and close it."
+    assert docstring_paragraphs(module) == [prose]
+    module.write_text("not python(", encoding="utf-8")
+    assert docstring_paragraphs(module) == []
+
+
+def test_documentation_drops_repeated_paragraphs_and_is_built_once(tmp_path, monkeypatch):
+    library = tmp_path / "library"
+    library.mkdir()
+    paragraphs = [f"This is the paragraph number {n} of a text that has words enough. It has two sentences."
+                  for n in "abc"]
+    for name, module_paragraphs in (("one", paragraphs[:2]), ("same", paragraphs[:2]), ("two", paragraphs[1:])):
+        (library / f"{name}.py").write_text('"""' + "\n\n".join(module_paragraphs) + '"""\n', encoding="utf-8")
+    (tmp_path / "requirements.txt").write_text("no-such-package==1  # reason\n", encoding="utf-8")
+    monkeypatch.setattr(documentation.sysconfig, "get_path", lambda _: str(library))
+    path = documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt")
+    documents = path.read_text(encoding="utf-8").split("\n\n")[:-1]
+    assert documents == [paragraph.replace(". ", ".\n") for paragraph in ("\n".join(paragraphs[:2]), paragraphs[2])]
+    monkeypatch.setattr(documentation, "ProcessPoolExecutor", lambda: pytest.fail("built again"))
+    assert documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt") == path
+
+
+def test_documentation_needs_no_parser_of_other_sources():
+    """Pretraining imports the module of the documentation corpus, and no parser of Wikipedia or books with it."""
+    heavy = ("mwparserfromhell", "datasets", "pyarrow", "markdown_it", "pebble")
+    script = f"import sys, corpus.documentation; print(*(name for name in {heavy} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+# The README
+
+
+README = (ROOT / "corpus" / "README.md").read_text(encoding="utf-8")
+README_LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", [line for line in README_LINES if not line.endswith("# download")])
+def test_readme_command_writes_a_corpus(tmp_path, line):
+    words = shlex.split(line, comments=True)
+    assert words[:3] == ["python", "-m", "corpus"], "no test runs this command"
+    write(tmp_path / "wiki" / "AA" / "wiki_00", f'<doc id="1" title="Cat">\nCat\n\n{PROSE.format(1)}\n</doc>\n')
+    write(tmp_path / "books" / "house.txt", BOOK)
+    write(tmp_path / "dump.xml.bz2", bz2.compress(dump(*cats(0, 3)).encode()))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if "--help" not in words:
+        output = tmp_path / words[words.index("--output") + 1]
+        assert output.read_text(encoding="utf-8").endswith(".\n\n")
