@@ -26,10 +26,11 @@ from tqdm import tqdm
 from dataset import Batch, Data, Masked, Store, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
 from model import (Electra, ModelConfig, SavedNetwork, load_network, sampler_draws, save_network, training_flops,
                    use_bf16_cpu_kernels)
-from utils import (Adam, InputError, MetricsLog, Precision, barrier, bounded, checkpoints, decay_groups, detection_metrics,
-                   flat, from_table, gather_from_processes, load, locked, own_rows, pick_device, pick_precision,
-                   process_group, rank, read_settings, reports_input_errors, require, save, scheduled_rate,
-                   skip_unless_finite, stop_signals, sum_over_processes, to_toml, world_size, write_text)
+from studies.tracking import MetricsLog, detection_metrics, draw_curves, learning_warnings, sample_table
+from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
+                   gather_from_processes, load, locked, own_rows, pick_device, pick_precision, process_group, rank,
+                   read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite, stop_signals,
+                   sum_over_processes, to_toml, world_size, write_text)
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE / "configs" / "quickstart.toml"
@@ -40,7 +41,6 @@ FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", 
                   "compile", "workers", "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints",
                   "resume", "max_minutes", "max_bad_steps", "extend"}
 SCHEDULE = {"steps", "warmup_steps", "learning_rate"}  # settings that --extend may change as well
-STALLED_EVALUATIONS = 5  # evaluations without progress that cause a warning
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,10 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
     torch.manual_seed(settings.seed)
     electra = Electra(model, settings.grad_checkpointing).to(device)
     if initial and not checkpoint:
-        fill_in_weights(electra, initial)
+        # The embeddings are shared: the discriminator's, loaded last, are used for both.
+        for name in ("generator", "discriminator"):
+            if name in initial:
+                getattr(electra, name).load_state_dict(initial[name].network.state_dict())
     if precision.dtype == torch.bfloat16 and device.type == "cpu":
         use_bf16_cpu_kernels(electra)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
@@ -272,29 +275,29 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
 def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
               initial: dict[str, SavedNetwork]) -> tuple[Vocabulary, Data]:
     """Vocabulary and tokenized corpus, built by the first process while the others wait."""
-    vocab: str | Vocabulary | None = settings.vocab
-    if vocab is None and checkpoint:
-        vocab = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
-    elif vocab is None and initial:
-        vocab = Vocabulary.of_network(initial["discriminator"], settings.init_from)
+    vocabulary = None  # learned from the corpus
+    if settings.vocab:
+        from convert.vocabulary import load_vocabulary  # imported where it is used, for --vocab NAME takes the hub along
+        vocabulary = load_vocabulary(settings.vocab, settings.case)
+        require(vocabulary.size == settings.model.vocab_size,
+                f"the vocabulary {settings.vocab} has {vocabulary.size:,} pieces, the model "
+                f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
+    elif checkpoint:
+        vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
+    elif initial:
+        vocabulary = Vocabulary.of_network(initial["discriminator"], settings.init_from)
     if rank() > 0:
         barrier()
     cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
     if not paths:
         from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
         paths = (documentation_corpus(cache, HERE / "requirements.txt"),)
-    vocabulary, data = prepare(paths, vocab, settings.model.vocab_size, settings.max_length, settings.examples, cache,
-                               settings.case)
+    case = "uncased" if settings.case == "auto" else settings.case
+    vocabulary, data = prepare(paths, vocabulary, settings.model.vocab_size, settings.max_length, settings.examples, cache,
+                               case)
     if rank() == 0:
         barrier()
     return vocabulary, data
-
-
-def fill_in_weights(electra: Electra, initial: dict[str, SavedNetwork]) -> None:
-    """Copies the weights of --init-from. The embeddings are shared; the discriminator's, loaded last, are used for both."""
-    for name in ("generator", "discriminator"):
-        if name in initial:
-            getattr(electra, name).load_state_dict(initial[name].network.state_dict())
 
 
 def restore(run: Run, checkpoint: dict[str, Any]) -> None:
@@ -557,7 +560,6 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
                                      unigram_baseline(run.data.heldout)[0]):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
-        from studies.curves import draw_curves  # imported where it is used: it needs matplotlib
         draw_curves(run.output, has_papers_settings(run.settings, run.model))
 
 
@@ -592,7 +594,6 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
         labels.append(output.replaced[judged].cpu().numpy())
         scores.append(output.discriminator_logits[judged].cpu().numpy())
         if number == 0:
-            from studies.curves import sample_table
             samples = sample_table(run.vocabulary, batch, masked, output)
     run.electra.train()
     mlm_loss, correct, sampled, chosen, disc_loss, tokens = sum_over_processes(sums).tolist()
@@ -604,19 +605,6 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
     detection = detection_metrics(all_labels, all_scores)._asdict()
     return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,
             "disc_loss": disc_loss / tokens, **{f"disc_{name}": value for name, value in detection.items()}}, samples
-
-
-def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
-    """What STALLED_EVALUATIONS evaluations without progress suggest; `entropy` of the held-out pieces in nats."""
-    if len(heldout) <= STALLED_EVALUATIONS:
-        return
-    before, recent = heldout[-STALLED_EVALUATIONS - 1], heldout[-STALLED_EVALUATIONS:]
-    if all(metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
-        yield (f"the discriminator has been at chance for {STALLED_EVALUATIONS} evaluations: the learning rate may be too "
-               "high, disc_weight too low, or the generator may know no more than word frequencies yet")
-    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
-        yield (f"the generator's loss has not moved for {STALLED_EVALUATIONS} evaluations and is near that of word "
-               f"frequencies ({entropy:.2f}): the learning rate may be too high or too low, or more steps are needed")
 
 
 def has_papers_settings(settings: Pretraining, model: ModelConfig) -> bool:

@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, hub_folder, locked, require, shuffled, write_text
+from utils import InputError, locked, require, shuffled, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -43,7 +43,6 @@ HELDOUT_FRACTION = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]  # of a tokenizer folder
 # The arguments of BERT's normalizer for each --case: lower case or not, without accents or not (None: as lower case)
 CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
 # What a normalizer leaves of "É" tells what it does to case and accents.
@@ -235,57 +234,6 @@ def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabu
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
 
 
-def load_vocabulary(source: str, case: str = "auto") -> Vocabulary:
-    """From a vocab.txt, a folder with a tokenizer.json or vocab.txt, or a name on the Hugging Face hub.
-
-    `case`, a key of CASES, is for a vocab.txt; auto: what detect_case says. InputError if it is given for a tokenizer.json.
-    """
-    path = Path(source)
-    if not path.exists():
-        path = hub_folder(source, f"--vocab {source} is no file or folder here", TOKENIZER_FILES)
-    if path.is_dir():
-        files = [path / name for name in TOKENIZER_FILES[:2] if (path / name).is_file()]
-        require(bool(files), f"--vocab {source} is a folder without tokenizer.json or vocab.txt")
-        path = files[0]
-    is_json = path.suffix == ".json"
-    require(not is_json or case == "auto",
-            f"--case {case} is for vocab.txt and learned vocabularies, but {path} says itself what it does: leave --case "
-            "out or name a vocab.txt with --vocab")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if is_json:
-            return Vocabulary(Tokenizer.from_str(text), source)
-        return Vocabulary(read_vocab_txt(text, source, case, path.with_name("tokenizer_config.json")), source)
-    except InputError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"--vocab {source} can't be read: {error}") from None
-
-
-def read_vocab_txt(text: str, source: str, case: str, settings_file: Path) -> Tokenizer:
-    """A WordPiece tokenizer from one piece a line; InputError for a piece that comes twice."""
-    pieces = text.rstrip("\n").split("\n")
-    piece, count = Counter(pieces).most_common(1)[0]
-    require(count == 1, f"--vocab {source} has {piece!r} more than once: expected one piece a line")
-    lowercase, strip_accents = CASES.get(case) or detect_case(pieces, settings_file)
-    return wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase, strip_accents)
-
-
-def detect_case(pieces: list[str], settings_file: Path) -> tuple[bool, bool | None]:
-    """Whether to lowercase and to strip accents: as tokenizer_config.json beside a vocab.txt says, if it is there.
-
-    Otherwise cased if any piece has a capital letter, and with accents if stripping them would change any piece.
-    """
-    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
-    if "do_lower_case" in settings:
-        return settings["do_lower_case"], settings.get("strip_accents")
-    text = "\n".join(set(pieces) - set(SPECIAL_TOKENS))
-    if text != text.lower():
-        return CASES["cased"]
-    stripper = normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False)
-    return CASES["uncased" if stripper.normalize_str(text) == text else "uncased-accents"]
-
-
 # Examples: one or two segments of word pieces
 
 
@@ -343,31 +291,6 @@ def line_examples(lines: Iterable[list[int]], max_length: int, rng: random.Rando
 EXAMPLES: dict[str, Callable] = {"packed": packed_examples, "line": line_examples}
 
 
-def encode_texts(texts: Sequence[tuple[str, ...]], vocabulary: Vocabulary, max_length: int,
-                 swap: bool = False) -> list[Segments]:
-    """Examples of rows of one or two texts, cut longest first to fit `max_length`; `swap` exchanges the two texts."""
-    examples = []
-    for start in range(0, len(texts), CHUNK_LINES):
-        columns = list(zip(*texts[start:start + CHUNK_LINES], strict=True))
-        encoded = [vocabulary.encode(list(column)) for column in (reversed(columns) if swap else columns)]
-        for segments in zip(*encoded, strict=True):
-            first, second = segments if len(segments) > 1 else (segments[0], [])
-            first, second = cut_longest_first(first, second, max_length - (3 if second else 2))
-            examples.append((np.array(first, np.uint16), np.array(second, np.uint16)))
-    return examples
-
-
-def cut_longest_first(first: list[int], second: list[int], room: int) -> Segments:
-    """Removes pieces one by one from the end of the longer segment, from the second if both are equally long (G)."""
-    a, b = len(first), len(second)
-    while a + b > room:
-        if a > b:
-            a -= 1
-        else:
-            b -= 1
-    return first[:a], second[:b]
-
-
 # Token store: the examples of a corpus on disk
 
 
@@ -421,23 +344,21 @@ def corpus_hash(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def prepare(paths: tuple[Path, ...], vocab: str | Vocabulary | None, vocab_size: int, max_length: int, examples: str,
-            cache: Path, case: str = "auto") -> tuple[Vocabulary, Data]:
-    """The vocabulary (`vocab`, or learned from the corpus if None) and the token store of a corpus, each built once.
+def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary | None, vocab_size: int, max_length: int, examples: str,
+            cache: Path, case: str = "uncased") -> tuple[Vocabulary, Data]:
+    """The vocabulary (if None, `vocab_size` pieces learned from the corpus) and the token store, each built once.
 
     Cache entries are named by the content of all they depend on and take their name when they are whole. Memory does not
-    grow with the corpus. Raises InputError if the text, the vocabulary and `vocab_size` don't fit together.
+    grow with the corpus. Raises InputError if the text is not usable or the vocabulary doesn't know it.
     """
     corpus_key = corpus_hash(paths)
     scan = lru_cache(lambda: scan_corpus(paths))  # read at most once, and only if something has to be built
-    if isinstance(vocab, Vocabulary):
-        vocabulary = vocab
-    elif vocab is None:
-        vocabulary = learned_vocabulary(corpus_key, scan, vocab_size, "uncased" if case == "auto" else case, cache)
-    else:
-        vocabulary = load_vocabulary(vocab, case)
-        require(vocabulary.size == vocab_size, f"the vocabulary {vocab} has {vocabulary.size:,} pieces, the model "
-                                               f"{vocab_size:,}: set --model.vocab-size {vocabulary.size}")
+    if vocabulary is None:
+        path = cache / f"vocabulary-{content_key(corpus_key, vocab_size, case, STORE_VERSION)}.json"
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                write_text(path, learn_vocabulary(scan(), vocab_size, case).to_json())
+        vocabulary = Vocabulary.from_json(path.read_text(encoding="utf-8"), str(path))
     folder = cache / f"store-{content_key(corpus_key, vocabulary.to_json(), max_length, examples, STORE_VERSION)}"
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():
@@ -448,15 +369,6 @@ def prepare(paths: tuple[Path, ...], vocab: str | Vocabulary | None, vocab_size:
             building.rename(folder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     return vocabulary, Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
-
-
-def learned_vocabulary(corpus_key: str, scan: Callable[[], Corpus], size: int, case: str, cache: Path) -> Vocabulary:
-    """A vocabulary learned from the corpus, from the cache if it is there."""
-    path = cache / f"vocabulary-{content_key(corpus_key, size, case, STORE_VERSION)}.json"
-    with locked(path.with_suffix(".lock")):
-        if not path.exists():
-            write_text(path, learn_vocabulary(scan(), size, case).to_json())
-    return Vocabulary.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length: int, examples: str) -> None:

@@ -374,11 +374,10 @@ def load_network(path: Path, kinds: Sequence[str], flag: str) -> SavedNetwork:
     weight, and for weights that are not finite.
     """
     expected = f"{flag} expects the {' or '.join(kinds)} that Pretraining.py or Finetuning.py wrote"
-    require(not path.is_dir(), f"{path} is a folder: {expected}")
-    require(path.is_file(), f"{path} is missing: {expected}")
+    require(path.is_file(), f"{path} is {'a folder' if path.is_dir() else 'missing'}: {expected}")
     content = load(path)
-    is_ours = isinstance(content, dict) and {"kind", "model", "vocabulary", "weights"} <= content.keys()
-    require(is_ours, f"{path} is not a weights file: {expected}")
+    is_weights_file = isinstance(content, dict) and {"kind", "model", "vocabulary", "weights"} <= content.keys()
+    require(is_weights_file, f"{path} is not a weights file: {expected}")
     require(content["kind"] in kinds, f"{path} holds a {content['kind']}: {expected}")
     try:
         config = from_table(ModelConfig, content["model"], "model")
@@ -393,24 +392,18 @@ def load_network(path: Path, kinds: Sequence[str], flag: str) -> SavedNetwork:
 
 
 def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor]) -> nn.Module:
-    """A network with these weights; ValueError or RuntimeError unless every weight is there in its shape, and no other."""
+    """A network with these weights. Raises an error unless every weight is there in its shape, and no other."""
     if config.layers > len(weights):
         raise ValueError(f"{config.layers} layers from {len(weights)} weights")
-
-    def build() -> nn.Module:
+    with torch.device("meta"):  # takes no memory, so sizes that don't match the weights can do no harm
         if kind == "classifier":
-            return Classifier(config, outputs=len(weights["prediction.bias"]))
-        return {"generator": Generator, "discriminator": Discriminator}[kind](config)
-
-    with torch.device("meta"):  # needs no memory, so sizes that don't match the weights can do no harm
-        shapes = {name: weight.shape for name, weight in build().state_dict().items()}
-    for name, shape in shapes.items():
-        if name not in weights:
-            raise ValueError(f"{name} is missing")
-        if weights[name].shape != shape or not weights[name].is_contiguous():
-            raise ValueError(f"{name} is {tuple(weights[name].shape)}, expected {tuple(shape)}")
-    network = build()
-    network.load_state_dict(weights)
+            network = Classifier(config, outputs=len(weights["prediction.bias"]))
+        else:
+            network = {"generator": Generator, "discriminator": Discriminator}[kind](config)
+    for name, weight in weights.items():
+        if not weight.is_contiguous():  # a large shape over few numbers
+            raise ValueError(f"{name} is not contiguous")
+    network.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return network
 
 

@@ -3,6 +3,7 @@
 Nothing here knows text or ELECTRA.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -16,7 +17,6 @@ import json
 import math
 import operator
 import os
-import re
 import signal
 import sys
 import tomllib
@@ -41,7 +41,6 @@ FIXABLE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 BOUNDS = {"at_least": (operator.ge, "at least"), "above": (operator.gt, "above"),
           "at_most": (operator.le, "at most"), "below": (operator.lt, "below")}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # the other processes wait while the first one tokenizes the corpus
-HUB_TIMEOUT_S = 5
 FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and Rackoff, 1988)
 
 
@@ -59,9 +58,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorates a script's `main`: an InputError becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """Decorates a script's `main`: a mistake of the user becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
 
-    An OSError that the user can fix is reported in the same way. Programming errors keep their traceback.
+    That is an InputError or an OSError that the user can fix. Programming errors keep their traceback.
     """
 
     @functools.wraps(main)
@@ -112,30 +111,24 @@ def bounded(default: Any, **bounds: float) -> Any:
 
 
 def read_settings(settings_class: type[Settings], argv: list[str], default_config: Path | None = None) -> Settings:
-    """Settings from the class's defaults, then the TOML file of its field `config` (if it has one), then flags.
+    """Settings from the class's defaults, then the TOML file that its field `config` names (if it has one), then flags.
 
     `--help` shows the defaults of the class. Raises InputError for a file that can't be read, an unknown key, a value of
     the wrong type or out of bounds, and SystemExit(2) for a flag that can't be read, after printing what is wrong.
     """
-    if default_config is None or {"-h", "--help"} & set(argv):
-        settings = tyro.cli(settings_class, args=argv)
-    else:
-        path = config_path(argv) or Path(os.path.relpath(default_config))
+    default = None
+    if default_config is not None and not {"-h", "--help"} & set(argv):
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--config", default=os.path.relpath(default_config))
+        path = Path(parser.parse_known_args(argv)[0].config)
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"--config {path} can't be read as TOML: {error}") from None
         default = from_table(settings_class, table | {"config": str(path)}, str(path))
-        settings = tyro.cli(settings_class, args=argv, default=default)
+    settings = tyro.cli(settings_class, args=argv, default=default)
     check_bounds(settings)
     return settings
-
-
-def config_path(argv: list[str]) -> Path | None:
-    """The last file that --config names."""
-    paths = [value for flag, value in itertools.pairwise(argv) if flag == "--config"]
-    paths += [flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")]
-    return Path(paths[-1]) if paths else None
 
 
 def from_table(settings_class: type[Settings], table: dict[str, Any], source: str) -> Settings:
@@ -151,17 +144,13 @@ def from_table(settings_class: type[Settings], table: dict[str, Any], source: st
             values[key] = from_table(hints[key], value, f"{source} [{key}]")
             continue
         values[key] = tuple(value) if isinstance(value, list) else value  # TOML has no tuples
-        check_setting_type(f"{source}: {key} = {value!r}", values[key], hints[key])
+        # Python takes True for an int, settings don't.
+        require(hints[key] is bool or not isinstance(value, bool), f"{source}: {key} = {value!r} is a truth value")
+        try:
+            check_type(values[key], hints[key])
+        except TypeCheckError as error:
+            raise InputError(f"{source}: {key} = {value!r} {error}") from None
     return settings_class(**values)
-
-
-def check_setting_type(name: str, value: Any, hint: Any) -> None:
-    """Raises InputError unless the value is of the annotated type. Python takes True for an int, settings don't."""
-    require(hint is bool or not isinstance(value, bool), f"{name} is a truth value")
-    try:
-        check_type(value, hint)
-    except TypeCheckError as error:
-        raise InputError(f"{name} {error}") from None
 
 
 def check_bounds(settings: Any, section: str = "") -> None:
@@ -181,10 +170,7 @@ def flat(settings: Any) -> dict[str, Any]:
     """The settings by name; those of a nested section as section.name."""
     values = {}
     for name, value in dataclasses.asdict(settings).items():
-        if isinstance(value, dict):
-            values |= {f"{name}.{key}": nested for key, nested in value.items()}
-        else:
-            values[name] = value
+        values |= {f"{name}.{key}": nested for key, nested in value.items()} if isinstance(value, dict) else {name: value}
     return values
 
 
@@ -194,8 +180,7 @@ def to_toml(settings: Any) -> str:
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for section, table in values.items():
         if isinstance(table, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+            lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -447,102 +432,3 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{path.parent} is in use by another process: wait for it or choose another") from None
         yield
-
-
-# Hugging Face hub
-
-
-def hub_folder(name: str, missing: str, patterns: list[str]) -> Path:
-    """A folder with the files of a model on the hub, downloaded or from the local cache.
-
-    Raises InputError, beginning with `missing` (what was looked for on this machine), if there are none.
-    """
-    import huggingface_hub  # imported where it is used: it takes half a second
-    check_hub_name(name, missing)
-    try:
-        reach_hub()
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # no network, no such model: each its own type
-        with contextlib.suppress(OSError, ValueError):
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        raise InputError(f"{missing}, and the Hugging Face hub gave none ({type(error).__name__})") from None
-
-
-def check_hub_name(name: str, missing: str) -> None:
-    """Raises InputError for a text that can't be NAME or OWNER/NAME on the hub."""
-    require(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None, f"{missing}, nor a name on the hub")
-
-
-def reach_hub() -> None:
-    """Raises an error within seconds where the hub is out of reach; its own functions would retry for minutes."""
-    from huggingface_hub import constants, get_session
-    get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-
-
-# Metrics
-
-
-class MetricsLog:
-    """metrics.jsonl of a run, one JSON object a line, and the same numbers as TensorBoard events. Rank 0 writes.
-
-    Lines of steps after `first_step` were written by a run that stopped before it saved them; they are dropped.
-    """
-
-    def __init__(self, folder: Path, first_step: int):
-        self.path = folder / "metrics.jsonl"
-        lines = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
-        self.records = []
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a line that a crash cut off
-                record = json.loads(line)
-                if record["step"] <= first_step:
-                    self.records.append(record)
-        if rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter  # imported where it is used: it takes a second
-            write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
-            self.events = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
-
-    def write(self, step: int, heldout: bool, values: dict[str, float]) -> None:
-        """Adds one line, and TensorBoard's scalars under train/ or heldout/."""
-        record = {"step": step, "heldout": heldout} | values
-        self.records.append(record)
-        if rank():
-            return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            self.events.add_scalar(f"{'heldout' if heldout else 'train'}/{name}", value, step)
-        self.events.flush()
-
-    def write_markdown(self, step: int, tag: str, text: str) -> None:
-        """Adds a text to TensorBoard."""
-        if rank() == 0:
-            self.events.add_text(tag, text, step)
-            self.events.flush()
-
-
-class Detection(NamedTuple):
-    """How well scores separate positives from negatives; `auc_error` is the AUC's standard error."""
-
-    accuracy: float
-    precision: float
-    recall: float
-    auc: float
-    auc_error: float
-
-
-def detection_metrics(labels: np.ndarray, scores: np.ndarray) -> Detection:
-    """Of bool `labels` (N,) and real `scores` (N,), predicted true where positive; AUC is NaN if there is one class only."""
-    from sklearn.metrics import precision_score, recall_score, roc_auc_score  # imported where used: it takes a second
-    predicted = scores > 0
-    auc = float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else math.nan
-    return Detection(float((predicted == labels).mean()), float(precision_score(labels, predicted, zero_division=0.0)),
-                     float(recall_score(labels, predicted, zero_division=0.0)), auc, auc_error(auc, labels))
-
-
-def auc_error(auc: float, labels: np.ndarray) -> float:
-    """Standard error of an AUC (Hanley and McNeil, 1982, equation 2)."""
-    positives, negatives = max(1, int(labels.sum())), max(1, int((~labels).sum()))
-    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
-    return (variance / (positives * negatives)) ** 0.5

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import Pretraining
-import studies.curves
+import studies.tracking
 from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
 from model import Electra, ModelConfig, SavedNetwork, save_network
 from tasks.glue import TASKS, task_key
@@ -57,7 +57,7 @@ def deterministic():
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch):
     """Most tests do without curves.png and its half second."""
-    monkeypatch.setattr(studies.curves, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(studies.tracking, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

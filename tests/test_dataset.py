@@ -8,19 +8,16 @@ import os
 import pickle
 import random
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import WORDS, story
-from huggingface_hub import constants
-from tokenizers import Tokenizer, models
 
 import dataset
 from dataset import (KEPT_PROB, SPECIAL_TOKENS, Batch, TrainingBatches, Vocabulary, collate, existing_masks,
-                     learn_vocabulary, line_examples, load_vocabulary, mask_tokens, packed_examples, prepare, read_lines,
-                     scan_corpus, stored_batch)
+                     learn_vocabulary, line_examples, mask_tokens, packed_examples, prepare, read_lines,
+                     scan_corpus, stored_batch, wordpiece)
 from utils import InputError
 
 # Reading and splitting
@@ -158,57 +155,11 @@ def test_special_tokens_in_a_text_are_text(vocabulary):
     assert not {vocabulary.mask, vocabulary.sep} & set(ids)
 
 
-def test_vocabularies_load_from_file_and_folder(tmp_path, vocabulary):
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary.pieces()) + "\n", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    vocabulary.tokenizer.save(str(tmp_path / "folder" / "tokenizer.json"))
-    for source in ("vocab.txt", "folder", "."):
-        loaded = load_vocabulary(str(tmp_path / source))
-        assert loaded.encode(["The Éolian cats."]) == vocabulary.encode(["The Éolian cats."])
-        assert loaded.pieces() == vocabulary.pieces()
-
-
-def test_a_vocabulary_with_capitals_keeps_case(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "The", "the", "É"]), encoding="utf-8")
-    assert load_vocabulary(str(tmp_path / "vocab.txt")).encode(["The É"]) == [[5, 7]]
-
-
-def test_vocabularies_that_do_not_fit_are_refused(tmp_path, corpus_file, monkeypatch):
-    path = tmp_path / "vocab.txt"
-
-    def refused(pieces, message, size=None):
-        path.write_text("\n".join(pieces), encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            prepare((corpus_file,), str(path), size or len(pieces), 32, "packed", tmp_path / "cache")
-
-    refused([*SPECIAL_TOKENS[:4], "cat"], r"no \[MASK\]")
-    refused([*SPECIAL_TOKENS, *"αβγδ"], r"are \[UNK\]")
-    refused([*SPECIAL_TOKENS, *WORDS], "set --model.vocab-size 27", size=30)
-    refused([*SPECIAL_TOKENS, *(f"w{n}" for n in range(70_000))], "at most 65,536")
-    refused([*SPECIAL_TOKENS, "cat", "cat"], "'cat' more than once")
-    with pytest.raises(InputError, match="no file or folder here"):
-        load_vocabulary("no such file!")
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    began = time.perf_counter()
-    with pytest.raises(InputError, match="hub gave none"):
-        load_vocabulary("nobody/nothing")
-    assert time.perf_counter() - began < 30
-
-
-def test_other_tokenizers_with_the_special_tokens_are_taken(tmp_path):
-    tokenizer = Tokenizer(models.WordLevel({token: n for n, token in enumerate([*SPECIAL_TOKENS, "cat"])}, "[UNK]"))
-    tokenizer.enable_padding(length=9)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert load_vocabulary(str(tmp_path)).encode(["cat"]) == [[5]]
-
-
 # Store
 
 
 def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocabulary, monkeypatch):
-    source = tmp_path / "vocab.txt"
-    source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
-    arguments = ((corpus_file,), str(source), vocabulary.size, 32, "packed", tmp_path / "cache")
+    arguments = ((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
     _, data = prepare(*arguments)
     lines = vocabulary.encode(list(scan_corpus((corpus_file,)).split(False)))
     expected = list(packed_examples(lines, 32, random.Random(0)))
@@ -227,42 +178,46 @@ def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocab
 
 
 def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabulary):
-    corpus, source = tmp_path / "corpus.txt", tmp_path / "vocab.txt"
+    corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(story()), encoding="utf-8")
-    source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
 
-    def key(length=32, kind="packed", size=vocabulary.size):
-        return prepare((corpus,), str(source), size, length, kind, tmp_path / "cache")[1].key
+    def key(length=32, kind="packed", vocabulary=vocabulary):
+        return prepare((corpus,), vocabulary, vocabulary.size, length, kind, tmp_path / "cache")[1].key
 
     keys = [key(), key(length=33), key(kind="line")]
     corpus.write_text(corpus.read_text(encoding="utf-8").replace("cat", "dog", 1), encoding="utf-8")
     keys.append(key())
-    source.write_text("\n".join([*vocabulary.pieces(), "extra"]), encoding="utf-8")
-    keys.append(key(size=vocabulary.size + 1))
+    pieces = {piece: number for number, piece in enumerate([*vocabulary.pieces(), "extra"])}
+    keys.append(key(vocabulary=Vocabulary(wordpiece(pieces, lowercase=True), "tests")))
     assert len(set(keys)) == 5
 
 
-def build_and_die(corpus, source, size, cache, where):
+def test_a_vocabulary_that_does_not_know_the_corpus_is_refused(tmp_path, corpus_file):
+    pieces = {piece: number for number, piece in enumerate([*SPECIAL_TOKENS, *"αβγδ"])}
+    foreign = Vocabulary(wordpiece(pieces, lowercase=True), "tests")
+    with pytest.raises(InputError, match=r"are \[UNK\]"):
+        prepare((corpus_file,), foreign, foreign.size, 32, "packed", tmp_path / "cache")
+
+
+def build_and_die(corpus, tokenizer, cache, where):
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
     if where == "between the sides":
         dataset.refuse_unknown = die
     else:
         dataset.json.dumps = die  # the last thing a build does
-    prepare((corpus,), source, size, 32, "packed", cache)
+    prepare((corpus,), Vocabulary.from_json(tokenizer, "tests"), 0, 32, "packed", cache)
 
 
 @pytest.mark.parametrize("where", ["between the sides", "at the end"])
 def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabulary, where):
-    source = tmp_path / "vocab.txt"
-    source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
-    arguments = (corpus_file, str(source), vocabulary.size, tmp_path / "cache", where)
+    arguments = (corpus_file, vocabulary.to_json(), tmp_path / "cache", where)
     process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache").glob("store-*") if path.is_dir()] == [".building"]
-    _, data = prepare((corpus_file,), str(source), vocabulary.size, 32, "packed", tmp_path / "cache")
+    _, data = prepare((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
     assert len(data.train) and not list((tmp_path / "cache").glob("*.building"))
 
 

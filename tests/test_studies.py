@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from studies.curves import draw_curves, main
+from studies.tracking import draw_curves, main
 
 RECORDS = [{"step": 0, "heldout": True, "mlm_loss": 9.0, "disc_auc": 0.5},
            {"step": 30_000, "heldout": False, "mlm_loss": 5.0, "learning_rate": 1e-3},
@@ -28,7 +28,7 @@ def figures(monkeypatch):
         saved.append(figure)
         return savefig(figure, *given, **options)
     monkeypatch.setattr(Figure, "savefig", spy)
-    monkeypatch.setattr("studies.curves.draw_curves", draw_curves)  # which conftest.py takes out of other tests
+    monkeypatch.setattr("studies.tracking.draw_curves", draw_curves)  # which conftest.py takes out of other tests
     return saved
 
 

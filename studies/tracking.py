@@ -1,25 +1,30 @@
-"""What a pretraining run looks like: its metrics.jsonl becomes curves.png, held-out examples become a table.
+"""What a run measures: metrics.jsonl and TensorBoard events; from them curves.png; held-out examples as a table.
 
-    python -m studies.curves runs/NAME     # draws runs/NAME/curves.png again
+    python -m studies.tracking runs/NAME     # draws runs/NAME/curves.png again
 """
 
+import contextlib
 import json
 import logging
+import math
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 import tyro
 
-from utils import read_settings, replacing, reports_input_errors, require
+from utils import rank, read_settings, replacing, reports_input_errors, require, write_text
 
 if TYPE_CHECKING:
     from dataset import Batch, Masked, Vocabulary
     from model import ElectraOutput
 
+STALLED_EVALUATIONS = 5  # evaluations without progress that cause a warning
 SAMPLES = 4  # held-out examples in the table
 # Panels of the figure and the metrics that each of them shows
 PANELS = {"generator: loss": ["mlm_loss"], "discriminator: loss": ["disc_loss"], "discriminator: AUC": ["disc_auc"],
@@ -62,6 +67,85 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+class MetricsLog:
+    """metrics.jsonl of a run, one JSON object a line, and the same numbers as TensorBoard events. Rank 0 writes.
+
+    Lines of steps after `first_step` were written by a run that stopped before it saved them; they are dropped.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        self.path = folder / "metrics.jsonl"
+        lines = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
+        self.records = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that a crash cut off
+                record = json.loads(line)
+                if record["step"] <= first_step:
+                    self.records.append(record)
+        if rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter  # imported where it is used: it takes a second
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self.events = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+
+    def write(self, step: int, heldout: bool, values: dict[str, float]) -> None:
+        """Adds one line, and TensorBoard's scalars under train/ or heldout/."""
+        record = {"step": step, "heldout": heldout} | values
+        self.records.append(record)
+        if rank():
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(f"{'heldout' if heldout else 'train'}/{name}", value, step)
+        self.events.flush()
+
+    def write_markdown(self, step: int, tag: str, text: str) -> None:
+        """Adds a text to TensorBoard."""
+        if rank() == 0:
+            self.events.add_text(tag, text, step)
+            self.events.flush()
+
+
+def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
+    """What STALLED_EVALUATIONS evaluations without progress suggest; `entropy` of the held-out pieces in nats."""
+    if len(heldout) <= STALLED_EVALUATIONS:
+        return
+    before, recent = heldout[-STALLED_EVALUATIONS - 1], heldout[-STALLED_EVALUATIONS:]
+    if all(metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
+        yield (f"the discriminator has been at chance for {STALLED_EVALUATIONS} evaluations: the learning rate may be too "
+               "high, disc_weight too low, or the generator may know no more than word frequencies yet")
+    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
+        yield (f"the generator's loss has not moved for {STALLED_EVALUATIONS} evaluations and is near that of word "
+               f"frequencies ({entropy:.2f}): the learning rate may be too high or too low, or more steps are needed")
+
+
+class Detection(NamedTuple):
+    """How well scores separate positives from negatives; `auc_error` is the AUC's standard error."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    auc: float
+    auc_error: float
+
+
+def detection_metrics(labels: np.ndarray, scores: np.ndarray) -> Detection:
+    """Of bool `labels` (N,) and real `scores` (N,), predicted true where positive; AUC is NaN if there is one class only."""
+    from sklearn.metrics import precision_score, recall_score, roc_auc_score  # imported where used: it takes a second
+    predicted = scores > 0
+    auc = float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else math.nan
+    return Detection(float((predicted == labels).mean()), float(precision_score(labels, predicted, zero_division=0.0)),
+                     float(recall_score(labels, predicted, zero_division=0.0)), auc, auc_error(auc, labels))
+
+
+def auc_error(auc: float, labels: np.ndarray) -> float:
+    """Standard error of an AUC (Hanley and McNeil, 1982, equation 2)."""
+    positives, negatives = max(1, int(labels.sum())), max(1, int((~labels).sum()))
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
+    return (variance / (positives * negatives)) ** 0.5
+
+
 def draw_curves(run: Path, published: bool) -> None:
     """Writes curves.png into a run folder, with the published points up to the step reached if `published`."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report on its font cache
@@ -98,7 +182,8 @@ def read_curves(run: Path, published: bool) -> dict[str, list[dict[str, float]]]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     reached = records[-1]["step"] if published else 0
     return {"training": [record for record in records if not record["heldout"]],
-            "held out": [record for record in records if record["heldout"] and record["step"] > 0],  # the axis is logarithmic
+            # The axis is logarithmic, so it can't show step 0.
+            "held out": [record for record in records if record["heldout"] and record["step"] > 0],
             "published": [record for record in PUBLISHED if record["step"] <= reached]}
 
 
