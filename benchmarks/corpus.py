@@ -1,14 +1,14 @@
-"""The way from raw text to batches: memory at two sizes, tokenization's rate, two processes beside one, the loader's rate.
+"""The way from raw text to batches: its memory, its rates, what a second process gains, and the loader's rate.
 
     python benchmarks/corpus.py memory rate --extracted wiki/ --vocab vocab.txt
     python benchmarks/corpus.py processes --dump enwiki-excerpt.xml.bz2
     python benchmarks/corpus.py loader rate --text corpus.txt --vocab vocab.txt
 
-memory     peak proportional set size, summed over processes, of dataset.py and of tokenization, on 100 MB and on 400 MB of
-           text (--extracted repeated; each copy of an article gets a sentence of its own, so that it's no duplicate)
-rate       text to the token store beside `encode_batch_fast` alone, in turn over parts of the text
+memory     peak proportional set size, summed over processes, of `python -m corpus` and of tokenization, at two sizes of
+           text (--extracted repeated; each copy of an article gets a sentence of its own, so that it is no duplicate)
+rate       text to the token store compared with `encode_batch_fast` alone, in turn over parts of the text
 processes  conversion of a dump with one and with two processes, in turn; what a process spends its time on
-loader     batches alone beside the CPU's training steps of ELECTRA-Small (32 x 128 tokens)
+loader     batches alone compared with training steps of ELECTRA-Small (32 x 128 tokens) on the CPU
 """
 
 import argparse
@@ -32,15 +32,22 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pretraining_step import ours
+from convert.vocabulary import load_vocabulary
+from corpus.__main__ import main as convert_corpus
+from corpus.conversion import convert_unit, convert_units, work_units
+from corpus.sources import find_sources
+from dataset import TrainingBatches, build_store, prepare, read_lines, scan_corpus
 
-from dataset import (Collator, TrainingBatches, build_store, bundled, convert, converted, find_sources, load_vocabulary,
-                     main, prepare, read_lines, scan_corpus)
-
-MEGABYTES = (100, 400)
+ROOT = Path(__file__).parent.parent
 COPY = "\nThis sentence says that the article is copy number {}.\n</doc>"
-TOKENIZE = """import sys; sys.path.insert(0, {root!r}); from dataset import *
-prepare((Path({text!r}),), {vocab!r}, 30522, 128, "packed", Path({cache!r}))"""
+TOKENIZE = """import sys; sys.path.insert(0, {root!r})
+from pathlib import Path
+from convert.vocabulary import load_vocabulary
+from dataset import prepare
+vocabulary = load_vocabulary({vocab!r})
+prepare((Path({text!r}),), vocabulary, vocabulary.size, 128, "packed", Path({cache!r}))"""
+# What a process spends its time on, and the name by which the profiler knows it.
+PROFILED = {"mwparserfromhell": "parse_anything", "sentencex": "sentencex.segment", "XML": "XML"}
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -52,9 +59,37 @@ def seconds(work: Callable[[], object]) -> float:
 # Memory
 
 
+def measure_memory(args: argparse.Namespace, folder: Path) -> None:
+    articles = sorted(path for path in args.extracted.rglob("*") if path.is_file())
+    peaks = {"conversion": [], "tokenization": []}
+    for megabytes in args.megabytes:
+        raw, text = folder / f"raw-{megabytes}", folder / f"text-{megabytes}.txt"
+        write_copies(articles, raw, megabytes)
+        convert = [sys.executable, "-m", "corpus", "--wiki", str(raw), "--output", str(text)]
+        peaks["conversion"].append(peak_memory(convert))
+        script = TOKENIZE.format(root=str(ROOT), text=str(text), vocab=str(args.vocab), cache=str(folder / "cache"))
+        peaks["tokenization"].append(peak_memory([sys.executable, "-c", script]))
+    for name, (small, large) in peaks.items():
+        small_size, large_size = args.megabytes
+        print(f"{name}: peak {small:,.0f} MB on {small_size} MB and {large:,.0f} MB on {large_size} MB: "
+              f"{large / small:.2f}x")
+
+
+def write_copies(paths: list[Path], target: Path, megabytes: int) -> None:
+    """Writes the files again and again until there are so many megabytes."""
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    written = 0
+    with open(target, "w", encoding="utf-8") as file:
+        for number, text in enumerate(cycle(texts)):
+            written += file.write(text.replace("\n</doc>", COPY.format(number)))
+            if written >= megabytes * 1e6:
+                return
+
+
 def peak_memory(command: list[str]) -> float:
     """Megabytes: the largest sum of proportional set sizes of a command and its children, five times a second."""
-    process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
     while process.poll() is None:
         peak = max(peak, sum(map(proportional_size, family(process.pid))))
         time.sleep(0.2)
@@ -63,6 +98,7 @@ def peak_memory(command: list[str]) -> float:
 
 
 def family(pid: int) -> Iterator[int]:
+    """A process and all its children."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -79,103 +115,95 @@ def proportional_size(pid: int) -> int:
     return 0
 
 
-def write_copies(sources: list[Path], target: Path, megabytes: int) -> None:
-    """The files again and again until so many megabytes are there."""
-    texts, written = [path.read_text(encoding="utf-8") for path in sources], 0
-    with open(target, "w", encoding="utf-8") as file:
-        for number, text in islice(enumerate(cycle(texts)), 1_000_000):
-            written += file.write(text.replace("\n</doc>", COPY.format(number)))
-            if written >= megabytes * 1e6:
-                return
-
-
-def measure_memory(args: argparse.Namespace, folder: Path) -> None:
-    root = str(Path(__file__).parent.parent)
-    files = sorted(path for path in args.extracted.rglob("*") if path.is_file())
-    for name in ("conversion", "tokenization"):
-        peaks = []
-        for megabytes in MEGABYTES:
-            raw, text = folder / f"raw-{megabytes}", folder / f"text-{megabytes}.txt"
-            if name == "conversion":
-                write_copies(files, raw, megabytes)
-                command = [sys.executable, f"{root}/dataset.py", "--wiki", str(raw), "--output", str(text)]
-            else:
-                script = TOKENIZE.format(root=root, text=str(text), vocab=str(args.vocab), cache=str(folder / "cache"))
-                command = [sys.executable, "-c", script]
-            peaks.append(peak_memory(command))
-        sizes = " and ".join(f"{peak:,.0f} MB on {size} MB" for peak, size in zip(peaks, MEGABYTES, strict=True))
-        print(f"{name}: peak {sizes}: {peaks[1] / peaks[0]:.2f}x")
-
-
 # Rates
 
 
 def measure_rate(args: argparse.Namespace, folder: Path) -> None:
-    vocabulary, text = load_vocabulary(str(args.vocab)), text_of(args, folder)
-    lines, part, shares = read_lines([text]), folder / "part.txt", []
+    vocabulary = load_vocabulary(str(args.vocab))
+    lines = read_lines([text_file(args, folder)])
+    part = folder / "part.txt"
+    store_shares, prepare_shares = [], []
     for number in range(args.pairs):
-        some = list(islice(lines, args.lines))
-        part.write_text("\n".join(some) + "\n", encoding="utf-8")
-        some = [line for line in some if line]
-        sizes = part.stat().st_size / 1e6
-        store = folder / f"store-{number}"
-        store.mkdir()
+        chunk = list(islice(lines, args.lines))
+        part.write_text("\n".join(chunk) + "\n", encoding="utf-8")
+        texts = [line for line in chunk if line]
         corpus = scan_corpus((part,))
-        works = {"alone": lambda: vocabulary.tokenizer.encode_batch_fast(some, add_special_tokens=False),  # noqa: B023
-                 "store": lambda: build_store(store, corpus, vocabulary, 128, "packed"),  # noqa: B023
-                 "prepare": lambda: prepare((part,), vocabulary, vocabulary.size, 128, "packed", folder / f"cache-{number}")}  # noqa: B023
-        took = {name: seconds(works[name]) for name in (works if number % 2 else reversed(works))}
-        shares.append([took["alone"] / took["store"], took["alone"] / took["prepare"]])
-        print(f"{sizes:.1f} MB: " + ", ".join(f"{name} {sizes / value:.2f} MB/s" for name, value in took.items()))
-    store, whole = map(statistics.median, zip(*shares, strict=True))
-    print(f"text to the store: {store:.0%} of encode_batch_fast's rate; with hashing and counting the corpus {whole:.0%}")
+        store, cache = folder / f"store-{number}", folder / f"cache-{number}"
+        store.mkdir()
+        works = {
+            "alone": lambda: vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False),  # noqa: B023
+            "store": lambda: build_store(store, corpus, vocabulary, 128, "packed"),  # noqa: B023
+            "prepare": lambda: prepare((part,), vocabulary, vocabulary.size, 128, "packed", cache),  # noqa: B023
+        }
+        order = list(works) if number % 2 else list(reversed(works))
+        times = {name: seconds(works[name]) for name in order}
+        store_shares.append(times["alone"] / times["store"])
+        prepare_shares.append(times["alone"] / times["prepare"])
+        megabytes = part.stat().st_size / 1e6
+        rates = ", ".join(f"{name} {megabytes / value:.2f} MB/s" for name, value in times.items())
+        print(f"{megabytes:.1f} MB: {rates}")
+    print(f"text to the store: {statistics.median(store_shares):.0%} of encode_batch_fast's rate; "
+          f"with hashing and counting the corpus {statistics.median(prepare_shares):.0%}")
 
 
-def text_of(args: argparse.Namespace, folder: Path) -> Path:
+def text_file(args: argparse.Namespace, folder: Path) -> Path:
+    """--text, or else what --extracted is converted to."""
     if not args.text:
         args.text = folder / "corpus.txt"
         with contextlib.redirect_stdout(io.StringIO()):
-            assert main(["--wiki", str(args.extracted), "--output", str(args.text)]) == 0
+            assert convert_corpus(["--wiki", str(args.extracted), "--output", str(args.text)]) == 0
     return args.text
 
 
-def measure_processes(args: argparse.Namespace, folder: Path) -> None:
-    """The dump four times over, so that both processes have work to the end."""
-    sources = 4 * find_sources(str(args.dump), wiki=True)
+# Processes
 
-    def run(processes: int) -> None:
-        bundles = (bundle for source in sources for bundle in bundled(source, tqdm(disable=True)))
-        for _ in converted(bundles, processes, "en"):
+
+def measure_processes(args: argparse.Namespace, folder: Path) -> None:
+    """Converts the dump four times over, so that both processes have work to the end."""
+    sources = 4 * find_sources(str(args.dump), is_wiki=True)
+
+    def convert(processes: int) -> None:
+        for _ in convert_units(work_units(sources, tqdm(disable=True)), processes, "en"):
             pass
-    pairs = [(seconds(lambda: run(1)), seconds(lambda: run(2))) for _ in range(args.pairs)]
+
+    pairs = [(seconds(lambda: convert(1)), seconds(lambda: convert(2))) for _ in range(args.pairs)]
+    megabytes = 4 * args.dump.stat().st_size / 1e6
     for one, two in pairs:
-        print(f"{4 * args.dump.stat().st_size / 1e6:.1f} MB of packed dump: one process {one:.1f} s, two {two:.1f} s")
+        print(f"{megabytes:.1f} MB of compressed dump: one process {one:.1f} s, two {two:.1f} s")
     print(f"two processes: {statistics.median(one / two for one, two in pairs):.2f}x as fast as one")
+    units = list(work_units(sources[:1], tqdm(disable=True)))
     profile = cProfile.Profile()
-    bundles = list(bundled(sources[0], tqdm(disable=True)))
     profile.enable()
-    for source, records in bundles:
-        convert(source, records, "en")
+    for unit in units:
+        convert_unit(unit, "en")
     profile.disable()
-    stats = pstats.Stats(profile)
-    names = {"mwparserfromhell": "parse_anything", "sentencex": "sentencex.segment", "XML": "XML", "all": "convert"}
-    spent = {name: max(row[3] for (_, _, function), row in stats.stats.items() if key in function)
-             for name, key in names.items()}
-    print("of a process's time: " + ", ".join(f"{name} {value / spent['all']:.0%}" for name, value in spent.items()))
+    cumulative = {function: row[3] for (_, _, function), row in pstats.Stats(profile).stats.items()}
+    parts = []
+    for name, key in PROFILED.items():
+        spent = max(value for function, value in cumulative.items() if key in function)
+        parts.append(f"{name} {spent / cumulative['convert_unit']:.0%}")
+    print(f"of a process's time: {', '.join(parts)}")
+
+
+# Loader
 
 
 def measure_loader(args: argparse.Namespace, folder: Path) -> None:
+    from pretraining_step import ours
     vocabulary = load_vocabulary(str(args.vocab))
-    _, data = prepare((text_of(args, folder),), vocabulary, vocabulary.size, 128, "packed", folder / "cache")
-    batches = TrainingBatches(Collator(data.train, vocabulary, 128), 32, False, 0)
+    text = text_file(args, folder)
+    _, data = prepare((text,), vocabulary, vocabulary.size, 128, "packed", folder / "cache")
+    batches = TrainingBatches(data.train, vocabulary, 128, batch_size=32, by_length=False, seed=0)
     step = ours(SimpleNamespace(layers=12, hidden_size=256, batch=32, length=128, device="cpu"), "fp32")
-    step(0)
+    step(0)  # the first step allocates memory
     shares = []
     for pair in range(args.pairs):
-        one = seconds(lambda: step(1))
-        hundred = seconds(lambda first=100 * pair: [batches[n] for n in range(first, first + 100)])
-        shares.append(100 * one / hundred)
-    print(f"loader: {statistics.median(shares):.0f} times as fast as training on {torch.get_num_threads()} threads")
+        numbers = range(100 * pair, 100 * (pair + 1))
+        one_step = seconds(lambda: step(1))
+        hundred_batches = seconds(lambda: [batches[number] for number in numbers])  # noqa: B023
+        shares.append(100 * one_step / hundred_batches)
+    threads = torch.get_num_threads()
+    print(f"loader: {statistics.median(shares):.0f} times as fast as training on {threads} threads")
 
 
 MEASURES = {"memory": measure_memory, "rate": measure_rate, "processes": measure_processes, "loader": measure_loader}
@@ -188,8 +216,9 @@ def run_all() -> None:
     parser.add_argument("--dump", type=Path, help="MediaWiki dump")
     parser.add_argument("--text", type=Path, help="one sentence a line, in place of --extracted")
     parser.add_argument("--vocab", type=Path, help="BERT's vocab.txt")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--lines", type=int, default=60_000, help="of a part that `rate` tokenizes")
+    parser.add_argument("--megabytes", type=int, nargs=2, default=(100, 400), help="sizes at which memory is measured")
+    parser.add_argument("--pairs", type=int, default=5, help="how often the two sides of a comparison take turns")
+    parser.add_argument("--lines", type=int, default=60_000, help="of a part of the text whose tokenization is timed")
     args = parser.parse_args()
     for name in args.measures:
         with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ class CorpusSettings:
 def main(argv: list[str]) -> int:
     settings = read_settings(CorpusSettings, argv)
     output = Path(settings.output)
-    require(settings.wiki + settings.books, "nothing to convert: name Wikipedia with --wiki, books with --books")
+    require(len(settings.wiki + settings.books) > 0, "nothing to convert: name Wikipedia with --wiki, books with --books")
     require(not output.exists(), f"--output {output} is there already: delete it or choose another")
     sources: list[Source] = []
     for name in settings.wiki:

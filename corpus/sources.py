@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from convert.hub import check_hub_name, reach_hub
 from dataset import OPENERS, READ_ERRORS, UTF16_MARKS
-from utils import InputError, check_hub_name, reach_hub, require
+from utils import InputError, require
 
 READ_BYTES = 1 << 19  # of a file at a time
 LONGEST_RECORD = 1 << 26  # bytes of a page or row; a longer one is taken as damaged, so that memory stays bounded

@@ -315,7 +315,8 @@ def test_books_lose_licences_notes_and_page_breaks(tmp_path, convert, text, expe
 
 def test_markdown_books_lose_their_markup(tmp_path, convert):
     text = ("# A Book\n\nThe *first* paragraph has [a link](http://x.org) and\n`code` in it. It ends.\n\n"
-            "![picture](p.jpg)\n\n```\ncode that is dropped, all of it.\n```\n\n- An entry that is a sentence of its own.\n")
+            "![picture](p.jpg)\n\n```\ncode that is dropped, all of it.\n```\n\n"
+            "- An entry that is a sentence of its own.\n")
     assert convert("--books", write(tmp_path / "book.md", text))[1] == [
         ["The first paragraph has a link and code in it.", "It ends.", "An entry that is a sentence of its own."]]
 
@@ -493,7 +494,7 @@ def test_a_page_that_breaks_the_parser_loses_only_itself(tmp_path, convert, monk
     ([], "nothing to convert"), (["--wiki", "no/such/thing/here"], "no file or folder"),
     (["--books", "{0}/empty"], "holds no file"), (["--wiki", "{0}/book.txt"], "holds no file of a known format"),
     (["--wiki", "{0}/broken.xml"], "no document"),
-    (["--wiki", "{0}/column.parquet"], "column"), (["--books", "{0}/book.txt", "--processes", "-1"], "--processes"),
+    (["--wiki", "{0}/column.parquet"], "column"), (["--books", "{0}/book.txt", "--processes", "-1"], "processes = -1"),
     (["--wiki", "{0}/cut.bz2"], "no document"), (["--books", "{0}/novel.epub"], "holds no file of a known format")])
 def test_unusable_input_ends_in_one_message_and_no_file(tmp_path, convert, flags, words):
     (tmp_path / "empty").mkdir()
