@@ -16,17 +16,18 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from dataset import Vocabulary, collate, existing_masks, mask_tokens, read_lines, standard_input
+from dataset import Vocabulary, batches_by_length, collate, existing_masks, mask_tokens, read_lines, standard_input
 from model import Discriminator, Generator, corrupt, gumbel_sample, load_network, sampler_draws
-from utils import (InputError, bounded, detection_metrics, newest_run_file, pick_device, read_settings,
-                   reports_input_errors, require, write_text)
+from studies.tracking import detection_metrics
+from utils import (InputError, bounded, newest_run_file, pick_device, read_settings, reports_input_errors, require,
+                   write_text)
 
 MASK = "[MASK]"
 PAGE_TOP_K = 5  # pieces listed for each place on the page when --top-k isn't given
@@ -231,28 +232,20 @@ def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int
 
 
 def filled_in(settings: Demo, pair: Pair) -> Iterator[Sentence]:
-    """The sentences of the input, in its order."""
+    """The sentences of the input, in its order. Lines of similar length, either with or without [MASK], share a batch."""
     lines = encoded_lines(input_texts(settings.input), pair.vocabulary, pair.max_length - 2)  # room for [CLS] and [SEP]
     rng = torch.Generator(pair.device).manual_seed(settings.seed)
     names = pair.vocabulary.pieces()
     chunk_lines = 1
-    while chunk := list(islice(lines, chunk_lines)):
-        sentences = {}
-        for numbers in similar_batches(chunk, pair.vocabulary.mask):
-            batch = [chunk[number] for number in numbers]
-            sentences |= zip(numbers, fill_in(batch, pair, names, settings, rng), strict=True)
-        yield from (sentences[number] for number in range(len(chunk)))
-        if settings.input:  # at a prompt each line is answered before the next one is read
-            chunk_lines = min(2 * chunk_lines, CHUNK_LINES)  # chunks grow, so that the first sentences appear soon
-
-
-def similar_batches(lines: list[Line], mask: int) -> Iterator[list[int]]:
-    """Numbers of the lines in batches of similar length, with lines that contain [MASK] in batches of their own."""
-    by_length = sorted(range(len(lines)), key=lambda number: len(lines[number].ids))
-    for has_mask in (False, True):
-        numbers = [number for number in by_length if (mask in lines[number].ids) == has_mask]
-        for start in range(0, len(numbers), BATCH_LINES):
-            yield numbers[start:start + BATCH_LINES]
+    for _, group in groupby(lines, key=lambda line: pair.vocabulary.mask in line.ids):
+        while chunk := list(islice(group, chunk_lines)):
+            sentences = {}
+            for numbers in batches_by_length(np.array([len(line.ids) for line in chunk]), BATCH_LINES):
+                batch = [chunk[number] for number in numbers]
+                sentences |= zip(numbers, fill_in(batch, pair, names, settings, rng), strict=True)
+            yield from (sentences[number] for number in range(len(chunk)))
+            if settings.input:  # at a prompt each line is answered before the next one is read
+                chunk_lines = min(2 * chunk_lines, CHUNK_LINES)  # chunks grow, so that the first sentences appear soon
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 import LM_DEMO
 from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
-from LM_DEMO import Demo, Filling, Line, encode, encoded_lines, filled_in, in_words, load_pair, main, similar_batches
+from LM_DEMO import Demo, Filling, encode, encoded_lines, filled_in, in_words, load_pair, main
 from utils import load, save
 
 ROOT = Path(__file__).parent.parent
@@ -140,7 +140,8 @@ def test_last_line_has_the_counts_and_metrics_of_what_is_shown(demo, tmp_path, w
     settings = Demo(input=str(tmp_path / "sents.txt"), mask_prob=0.4, greedy=greedy)
     sentences = list(filled_in(settings, networks(weights)))
     pieces = [piece for sentence in sentences for piece in sentence.generated]
-    assert sum(row.count("*") // 2 for row in rows(out, "generated")) == [piece.mark for piece in pieces].count("replaced")
+    marks = [piece.mark for piece in pieces]
+    assert sum(row.count("*") // 2 for row in rows(out, "generated")) == marks.count("replaced")
     known = [piece for piece in pieces if piece.mark != "filled"]
     labels = np.array([piece.mark == "replaced" for piece in known])
     scores = np.array([piece.replaced for piece in known])
@@ -193,18 +194,21 @@ def test_generated_rows_keep_the_spaces_of_the_line_and_join_pieces_of_a_word():
     assert shown("well-known", {2: "a"}) == "well-a"
 
 
-def test_batches_have_few_lines_of_similar_length_all_with_masks_or_all_without(monkeypatch):
+def test_batches_have_similar_lines_and_sentences_keep_their_order(demo, vocabulary, monkeypatch):
+    batches, fill_in = [], LM_DEMO.fill_in
+
+    def recording(lines, *rest):
+        batches.append([(vocabulary.mask in line.ids, len(line.ids)) for line in lines])
+        return fill_in(lines, *rest)
+    monkeypatch.setattr(LM_DEMO, "fill_in", recording)
     monkeypatch.setattr(LM_DEMO, "BATCH_LINES", 7)
-    rng = np.random.default_rng(0)
-    lines = [Line("", [4 if rng.random() < 0.02 else 9 for _ in range(rng.integers(1, 30))], []) for _ in range(200)]
-    batches = list(similar_batches(lines, mask=4))
-    assert sorted(number for batch in batches for number in batch) == list(range(200))
-    for has_mask in (False, True):
-        same = [batch for batch in batches if (4 in lines[batch[0]].ids) == has_mask]
-        assert len(same) > 2 and all((4 in lines[number].ids) == has_mask for batch in same for number in batch)
-        assert all(len(batch) == 7 for batch in same[:-1]) and len(same[-1]) <= 7
-        lengths = [len(lines[number].ids) for batch in same for number in batch]
-        assert lengths == sorted(lengths)
+    lines = ["cat " * (1 + 5 * number % 23) + ("[MASK]" if 50 <= number < 70 else "dog") for number in range(200)]
+    out = demo(lines)[1]
+    assert rows(out, "original") == lines
+    assert sum(len(batch) for batch in batches) == 200 and max(len(batch) for batch in batches) == 7
+    assert all(len({has_mask for has_mask, _ in batch}) == 1 for batch in batches)
+    lengths = [[length for _, length in batch] for batch in batches]
+    assert sum(max(batch) * len(batch) for batch in lengths) < 1.3 * sum(map(sum, lengths))  # little padding
 
 
 # Input
@@ -258,9 +262,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
     text = tmp_path / "sents.txt"
     text.write_text("the dog")
     rest = ["--input", text, "--device", "cpu"]
-    assert_refused(["--weights", disc, *rest], capsys, "holds a discriminator", "--weights wants the generator")
+    assert_refused(["--weights", disc, *rest], capsys, "holds a discriminator", "--weights expects the generator")
     assert_refused(["--weights", gen, "--discriminator", gen, *rest], capsys, "holds a generator",
-                   "--discriminator wants")
+                   "--discriminator expects")
     assert_refused(["--weights", tmp_path / "none.pt", *rest], capsys, "none.pt is missing")
     assert_refused(["--weights", tmp_path, *rest], capsys, "is a folder")
     assert_refused(["--weights", gen, "--input", tmp_path / "none.txt"], capsys, "none.txt", "can't be read")
@@ -277,10 +281,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
     tensors = content["weights"]
     name, tensor = next(iter(tensors.items()))
     for wrong, part in [
-        ([1, 2], "something else"), ({"electra": {}}, "something else"), (content | {"kind": 3}, "holds a 3"),
+        ([1, 2], "not a weights file"), ({"electra": {}}, "not a weights file"), (content | {"kind": 3}, "holds a 3"),
         (content | {"model": {"size": 1}}, "size"), (content | {"model": content["model"] | {"layers": 2}}, "layers.1"),
-        (content | {"model": content["model"] | {"embedding_size": 9}}, "is wanted"),
-        (content | {"vocabulary": "{}"}, "does not fit together"),
+        (content | {"model": content["model"] | {"embedding_size": 9}}, "size mismatch"),
+        (content | {"vocabulary": "{}"}, "no readable tokenizer"),
         (content | {"vocabulary": other.to_json()}, "6 pieces"),
         (content | {"weights": tensors | {name: torch.full_like(tensor, float("nan"))}}, "not finite"),
     ]:
@@ -293,8 +297,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--mask-prob", "1.5"], "--mask-prob 1.5"), (["--mask-prob", "nan"], "--mask-prob nan"),
-    (["--top-k", "-1"], "--top-k -1"), (["--seed", str(2**70)], "--seed"),
+    (["--mask-prob", "1.5"], "mask_prob = 1.5"), (["--mask-prob", "nan"], "mask_prob = nan"),
+    (["--top-k", "-1"], "top_k = -1"), (["--seed", str(2**70)], "seed = 1180591620717411303424"),
     (["--html", "no/such/page.html"], "--html"), (["--html", "."], "--html")])
 def test_impossible_values_are_refused(flags, message, capsys):
     assert_refused(flags, capsys, message)
@@ -343,7 +347,7 @@ def test_broken_pipe_ends_without_a_message_and_leaves_no_page(tmp_path, weights
 
 
 def test_page_escapes_all_text(tmp_path, capsys):
-    pieces = [*SPECIAL_TOKENS, "<", ">", "/", "script", "<script>", "&", "lt", ";", "alert"]  # <script> can be generated
+    pieces = [*SPECIAL_TOKENS, "<", ">", "/", "script", "<script>", "&", "lt", ";", "alert"]  # even a whole tag
     vocabulary = Vocabulary(wordpiece({piece: n for n, piece in enumerate(pieces)}, lowercase=True), "markup")
     gen, _ = write_pair(tmp_path / "run", vocabulary)
     page, text = tmp_path / "a<b>&.html", tmp_path / "sents.txt"
