@@ -172,9 +172,6 @@ def load_pair(weights: str | None, discriminator: str | None, device: torch.devi
     return pair._replace(discriminator=saved.network.to(device), discriminator_path=path, max_length=max_length)
 
 
-# Input
-
-
 def input_texts(source: str | None) -> Iterator[str]:
     """Lines with text of a file or of standard input, or typed at a prompt until an empty line.
 
@@ -232,7 +229,7 @@ def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int
 
 
 def filled_in(settings: Demo, pair: Pair) -> Iterator[Sentence]:
-    """The sentences of the input, in its order. Lines of similar length, either with or without [MASK], share a batch."""
+    """The sentences of the input, in its order. A batch has lines of similar length, all with [MASK] or all without."""
     lines = encoded_lines(input_texts(settings.input), pair.vocabulary, pair.max_length - 2)  # room for [CLS] and [SEP]
     rng = torch.Generator(pair.device).manual_seed(settings.seed)
     names = pair.vocabulary.pieces()
@@ -344,9 +341,9 @@ class Totals:
             return text
         scores = np.array(self.probabilities) - 0.5  # positive: rather replaced than original
         metrics = detection_metrics(labels, scores)
-        text += f"; the discriminator detected {(labels & (scores > 0)).sum():,} of them: "
-        return text + (f"precision {metrics.precision:.3f}, recall {metrics.recall:.3f}, AUC {metrics.auc:.3f} over "
-                       f"{len(labels):,} pieces")
+        detected = (labels & (scores > 0)).sum()
+        text += f"; the discriminator detected {detected:,} of them: precision {metrics.precision:.3f}"
+        return f"{text}, recall {metrics.recall:.3f}, AUC {metrics.auc:.3f} over {len(labels):,} pieces"
 
 
 # Text view
@@ -369,23 +366,17 @@ def text_view(number: int, sentence: Sentence, top_k: int, judged: bool, colour:
     rows = [("original", sentence.text)]
     for name, pieces in (("masked", sentence.masked), ("generated", sentence.generated)):
         rows.append((name, "".join(piece.space + marked(piece.text, piece.mark, colour) for piece in pieces)))
-    if judged:
-        rows.append(("replaced?", shaded(sentence.generated) if colour else with_percentages(sentence.generated)))
+    if judged and colour:
+        shaded = (piece.space + painted(piece.text, shade(piece.replaced)) for piece in sentence.generated)
+        rows.append(("replaced?", "".join(shaded)))
+    elif judged:
+        rows.append(("replaced?", with_percentages(sentence.generated)))
     for piece in sentence.generated:
         if top_k and piece.mark:
             likely = ", ".join(f"{name} {share:.1%}" for name, share in piece.likely)
             rows.append((f"top {top_k}", f"{piece.original}: {likely}"))
     lines = [f"     {name:<10} {text}\n" for name, text in rows]
     return f"{number:<4}" + "".join(lines)[4:]
-
-
-def shaded(pieces: list[Piece]) -> str:
-    """The words on a ground that is the redder, the higher the discriminator's probability."""
-    text = ""
-    for piece in pieces:
-        ansi = next((SHADES[least] for least in SHADES if piece.replaced >= least), "")
-        text += piece.space + painted(piece.text, ansi)
-    return text
 
 
 def with_percentages(pieces: list[Piece]) -> str:
@@ -405,6 +396,10 @@ def marked(text: str, mark: str, colour: bool) -> str:
     """The text in the colour or between the signs of a key of MARKS; as it is if the key is ""."""
     sign, ansi, _ = MARKS.get(mark, ("", "", ""))
     return painted(text, ansi) if colour else sign + text + sign
+
+
+def shade(probability: float) -> str:
+    return next((ansi for least, ansi in SHADES.items() if probability >= least), "")
 
 
 def painted(text: str, ansi: str) -> str:
@@ -445,7 +440,7 @@ def page_list(rows: dict[str, str]) -> str:
 
 
 def page_piece(piece: Piece, tip: str = "") -> str:
-    """A piece; with a `tip` as a button, which the keyboard can reach, that shows the generator's most likely pieces."""
+    """A piece. With a `tip` it is a button, so that the keyboard can reach it, which shows the most likely pieces."""
     text = escape(piece.text)
     if not piece.mark:
         return piece.space + text
@@ -453,8 +448,9 @@ def page_piece(piece: Piece, tip: str = "") -> str:
         return f"{piece.space}<span class={piece.mark}>{text}</span>"
     original = "no original known" if piece.mark == "filled" else f"original: {escape(piece.original)}"
     likely = "".join(f"<span>{escape(name)} <b>{share:.1%}</b></span> " for name, share in piece.likely)
-    return (f"{piece.space}<span class=place><button type=button class={piece.mark} aria-describedby={tip}>{text}</button>"
-            f"<span class=tip role=tooltip id={tip}><span>{original}</span> {likely}</span></span>")
+    button = f"<button type=button class={piece.mark} aria-describedby={tip}>{text}</button>"
+    tooltip = f"<span class=tip role=tooltip id={tip}><span>{original}</span> {likely}</span>"
+    return f"{piece.space}<span class=place>{button}{tooltip}</span>"
 
 
 def page_heat(text: str, probability: float) -> str:
@@ -481,7 +477,7 @@ dl { display: grid; grid-template-columns: 7rem 1fr; gap: .25rem 1rem; margin: 0
 .replaced { color: light-dark(#9a3412, #fdba74); text-decoration: underline }
 .same { color: light-dark(#166534, #86efac) } .filled { color: light-dark(#1d4ed8, #93c5fd); font-style: italic }
 .heat { background: rgb(255 96 40 / calc(var(--percent) * .55%)); border-radius: .2rem } sub { font-size: .65em }
-button { font: inherit; background: none; border: 1px dotted; border-radius: .25rem; cursor: help; scroll-margin: 14rem }
+button { font: inherit; background: none; border: 1px dotted; border-radius: .25rem; scroll-margin-bottom: 14rem }
 .tip { display: none; position: absolute; top: 100%; left: 0; z-index: 1; padding: .4rem .7rem; border-radius: .4rem;
   color: var(--ground); background: var(--ink) }
 .tip span { display: flex; justify-content: space-between; gap: 1rem }
