@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils import InputError, reach_hub, require
+from utils import InputError, require
 
 GLUE_URL = "https://gluebenchmark.com/tasks"
 HUB_NAME = "nyu-mll/glue"
@@ -135,6 +135,7 @@ class TaskFiles:
         """All splits by the hub's names, downloaded or from the cache of `datasets`; InputError without either."""
         import datasets  # imported where it is used: it takes two seconds
         try:
+            from convert.hub import reach_hub  # imported where it is used
             reach_hub()
         except Exception:  # no network, no such host, offline mode: each its own type
             datasets.config.HF_HUB_OFFLINE = True  # load_dataset then uses its cache without half a minute of retries

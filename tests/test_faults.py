@@ -18,7 +18,7 @@ import Finetuning
 import LM_DEMO
 import Pretraining as script
 import utils
-from Pretraining import learning_warnings, main
+from Pretraining import main
 from utils import InputError, load, save
 
 ROOT = Path(__file__).parent.parent
@@ -214,15 +214,6 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(command, t
     assert main(command(max_bad_steps=3)) == 2
     assert "3 steps in a row" in capsys.readouterr().err
     assert load(tmp_path / "run" / "checkpoint-4.pt")["step"] == 4
-
-
-def test_a_run_that_does_not_learn_is_warned_of():
-    stale = [{"disc_auc": 0.505, "disc_auc_error": 0.01, "mlm_loss": 6.0}] * 6
-    assert len(list(learning_warnings(stale, 6.1))) == 2
-    assert not list(learning_warnings(stale[:5], 6.1))  # too early to tell
-    learning = [{"disc_auc": 0.6 + n / 50, "disc_auc_error": 0.01, "mlm_loss": 6 - n / 5} for n in range(6)]
-    assert not list(learning_warnings(learning, 6.1))
-    assert not list(learning_warnings([line | {"mlm_loss": 4.0} for line in learning], 6.1))  # a good generator at its end
 
 
 # Untrusted files

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from utils import (Adam, InputError, auc_error, checkpoints, decay_groups, detection_metrics, flat, from_table, load,
-                   locked, bounded, pick_device, pick_precision, read_settings, replacing, reports_input_errors,
+from utils import (Adam, InputError, bounded, checkpoints, decay_groups, flat, from_table, load, locked,
+                   pick_device, pick_precision, read_settings, replacing, reports_input_errors,
                    save, scheduled_rate, shuffled, skip_unless_finite, to_toml)
 
 # Settings
@@ -285,21 +285,3 @@ def test_a_lock_dies_with_its_holder(tmp_path):
     holder.join()
     with locked(tmp_path / ".lock", wait=False):
         pass
-
-
-# Metrics
-
-
-def test_detection_metrics_by_hand():
-    labels, scores = np.array([1, 1, 0, 0, 0], dtype=bool), np.array([2.0, -1.0, 1.0, -2.0, -3.0])
-    found = detection_metrics(labels, scores)
-    assert (found.accuracy, found.precision, found.recall) == pytest.approx((3 / 5, 1 / 2, 1 / 2))
-    assert found.auc == pytest.approx(5 / 6)  # of six pairs, one in the wrong order
-    assert np.isnan(detection_metrics(np.zeros(3, dtype=bool), scores[:3]).auc)
-
-
-def test_auc_error_is_the_spread_of_aucs():
-    rng = np.random.default_rng(0)
-    labels = np.arange(600) < 100
-    aucs = [detection_metrics(labels, rng.normal(size=600) + 0.5 * labels).auc for _ in range(400)]
-    assert auc_error(float(np.mean(aucs)), labels) == pytest.approx(np.std(aucs), rel=0.15)
