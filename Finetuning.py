@@ -11,37 +11,28 @@ import math
 import statistics
 import sys
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
-import tyro
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import (GLUE_URL, TASKS, Row, Segments, Task, Vocabulary, collate, encode_rows, fetch_task,
-                     load_vocabulary, read_rows, similar_batches, task_folder, task_key, tsv_lines)
-from model import (Classifier, Discriminator, Encoder, ModelConfig, classifier_to_transformers, from_transformers_config,
-                   load_transformers)
-from Pretraining import Pretrained, newest_weights, read_network, read_transformers, refuse_unfit, write_transformers
-from utils import (Adam, InputError, Precision, locked, pick_device, pick_precision, replacing, reports_input_errors,
-                   save, scheduled_rate, write_text)
+from dataset import Batch, Segments, Vocabulary, collate, content_key, encode_texts, similar_batches
+from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
+from tasks.glue import TASKS, Row, Task, TaskData, glue_table, read_all_tasks, read_task, task_key, tsv_lines
+from tasks.metrics import METRICS
+from utils import (Adam, InputError, Precision, bounded, locked, newest_run_file, pick_device, pick_precision,
+                   read_settings, reports_input_errors, require, scheduled_rate, skip_unless_finite, write_text)
 
-ADAM_EPS = 1e-6
-DEV_TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]  # of the paper's tables; WNLI is left out there
-PUBLISHED = {  # dev, in the order of DEV_TASKS (google-research/electra; richarddwang/electra_pytorch)
-    "ELECTRA-Small++, median": (57.0, 91.2, 88.0, 87.5, 89.0, 81.3, 88.4, 66.7),
-    "ELECTRA-Small-OWT, median": (56.8, 88.3, 87.4, 86.8, 88.3, 78.9, 87.9, 68.5),
-    "richarddwang Small-OWT, mean of 10": (58.7, 88.0, 86.0, 86.2, 88.6, 80.4, 87.5, 67.5),
-}
+ADAM_EPS = 1e-6  # google-research/electra, model/optimization.py
+# Settings that choose runs, files or a device. Runs of one folder may differ in these and in no others.
+NOT_COMPARED = {"task", "weights", "data_dir", "output", "epochs", "seed", "seeds", "predict", "predict_file",
+                "save_model", "device"}
 
 
 @dataclass(frozen=True)
@@ -49,407 +40,375 @@ class Finetuning:
     """Fine-tunes a pretrained discriminator on GLUE. The defaults are the paper's for ELECTRA-Small."""
 
     task: str
-    """cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax (predicted with mnli's model), or all whose files exist."""
+    """cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax (predicted by mnli's model), or all whose files exist."""
     weights: str | None = None
-    """disc.pt, a run folder, a folder of transformers' ELECTRA or its hub name; or a model.pt that --save-model kept, which
-    is evaluated and predicts without training. None: the newest run's disc.pt."""
+    """disc.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout; or a model.pt that
+    --save-model kept, which is evaluated and predicts without training. None: the newest run's disc.pt."""
     data_dir: str = "data/glue"
-    """Folder of GLUE's official folders (SST-2/train.tsv ...); a task that isn't there is fetched from the hub."""
+    """Folder of GLUE's official folders (SST-2/train.tsv ...). A task that isn't there is read from the hub."""
     output: str | None = None
-    """Results folder; finished runs in it are not repeated. None: runs/NAME/glue, named after the weights; for
-    model.pt its own folder."""
+    """Results folder; finished runs in it are not repeated. None: runs/NAME/glue, named after the weights' run, or the
+    folder of a model.pt."""
     protocol: Literal["original", "robust"] = "original"
     """original: as the paper's code; robust: Adam with bias correction, and 20 epochs for small sets."""
-    epochs: int | None = None
-    """Epochs. None: the protocol's for the task (original: 10 for rte and stsb, else 3)."""
-    batch_size: int = 32
+    epochs: int | None = bounded(None, at_least=1)
+    """Number of epochs. None: the protocol's for the task (original: 10 for rte and stsb, else 3)."""
+    batch_size: int = bounded(32, at_least=1)
     """Examples of an optimizer step."""
-    learning_rate: float = 3e-4
-    """Highest rate, the head's; it grows linearly over the warm-up and falls linearly to 0, multiplied."""
-    warmup_share: float = 0.1
-    """Share of the steps over which the rate grows."""
-    layer_decay: float = 0.8
-    """Factor on the rate from each layer to the one below."""
+    learning_rate: float = bounded(3e-4, above=0)
+    """Highest learning rate of the head; linear warm-up times linear decay to 0."""
+    warmup_share: float = bounded(0.1, at_least=0, at_most=1)
+    """Share of the steps over which the learning rate grows."""
+    layer_decay: float = bounded(0.8, above=0, at_most=1)
+    """Factor on the learning rate from each layer to the one below."""
     layer_decay_exact: bool = False
-    """The paper's formula; otherwise as its code has it: one power more for all below the head."""
+    """Layer-wise decay by the paper's formula; its code has one power more for all below the head."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
-    dropout: float = 0.1
+    dropout: float = bounded(0.1, at_least=0, below=1)
     """In encoder and head."""
-    max_length: int = 128
-    """Tokens of an example, special ones counted; pairs are cut longest first."""
-    seed: int = 0
-    """First seed: of the head's weights, order and dropout."""
-    seeds: int = 1
+    max_length: int = bounded(128, at_least=5)
+    """Most tokens of an example, special tokens included; pairs are cut longest first."""
+    seed: int = bounded(0, at_least=0, below=1 << 32)
+    """First seed: of the head's weights, the order of the examples and dropout."""
+    seeds: int = bounded(1, at_least=1)
     """Number of seeds."""
     from_scratch: bool = False
     """Random weights of the same sizes, without layer-wise decay: what pretraining is compared with."""
     predict: bool = False
-    """Write the official submission files, a folder for each seed."""
+    """Write the official submission files, in a folder for each seed."""
     predict_file: str | None = None
-    """Classify this text file too, a text a line, pairs split by TAB."""
+    """Classify this text file too: one text a line, or a pair separated by a tab."""
     save_model: bool = False
     """Keep each fine-tuned model as a self-contained model.pt."""
-    export: str | None = None
-    """Folder that gets the model.pt named by --weights for transformers' ElectraForSequenceClassification."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type; auto: bf16 where the hardware computes it, else fp16 on CUDA, else fp32."""
+    """Number format under autocast; auto: bf16 where the hardware computes it, else fp16 on CUDA, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: CUDA if there is one."""
 
 
-# Settings that don't change a run's result, or that name the run
-FREE = {"task", "weights", "data_dir", "output", "epochs", "seed", "seeds", "predict", "predict_file", "save_model",
-        "export", "device"}
-
-
-class Source(NamedTuple):
-    """Weights to start from."""
-
-    name: str
-    encoder: Encoder
-    config: ModelConfig
-    vocabulary: Vocabulary
-    classifier: Pretrained | None  # fine-tuned already
-
-
-class TaskData(NamedTuple):
-    """One task's files, read."""
-
-    key: str
-    task: Task
-    train: list[Row]
-    skipped: int  # malformed training rows
-    dev: dict[str, list[Row]]
-    tests: dict[str, list[Row]]  # by submission file
-
-
-class Job(NamedTuple):
-    """What the runs of one command share."""
+class Experiment(NamedTuple):
+    """What all runs of one command share."""
 
     settings: Finetuning
-    source: Source
+    source: str  # file, folder or hub name of the weights
+    saved: SavedNetwork  # a discriminator, or a classifier that is fine-tuned already
+    vocabulary: Vocabulary
     output: Path
     device: torch.device
     precision: Precision
+    user_rows: list[Row]  # of --predict-file
+
+
+class RunResult(NamedTuple):
+    """One run, as results.json holds it."""
+
+    task: str
+    seed: int
+    scores: dict[str, float]
+    settings: dict[str, Any]  # from compared_settings
+    source: str
+    train_rows: int
+    skipped_rows: int
+    dev_rows: dict[str, int]
+    device: str
+    seconds: float
 
 
 @reports_input_errors
 def main(argv: list[str]) -> int:
-    settings = tyro.cli(Finetuning, args=argv)
+    settings = read_settings(Finetuning, argv)
     check(settings)
-    asked = task_key(settings.task)
+    key = task_key(settings.task)  # "" for all
     device = pick_device(settings.device)
-    source = read_source(settings, asked)
-    if settings.max_length > source.config.max_positions:
-        raise InputError(f"--max-length {settings.max_length} is beyond the {source.config.max_positions} positions of "
-                         f"{source.name}")
-    if settings.export and not source.classifier:
-        raise InputError(f"--export wants a fine-tuned model, {source.name} is not: --save-model keeps model.pt, name that "
-                         "with --weights")
-    beside = Path("runs") / run_name(Path(source.name)) / ("glue-scratch" if settings.from_scratch else "glue")
-    output = Path(settings.output or (Path(source.name).parent if source.classifier else beside))
-    job = Job(settings, source, output, device, pick_precision(settings.precision, device))
-    lines = read_user_lines(settings.predict_file, TASKS[TASKS[asked].model or asked]) if settings.predict_file else None
-    print(f"weights: {source.name}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: {output}; "
-          f"{device}, {job.precision.name}")
+    source, saved = read_weights(settings, key)
+    vocabulary = Vocabulary.of_network(saved, source)
+    output = Path(settings.output or default_output(source, saved.kind, settings.from_scratch))
+    precision = pick_precision(settings.precision, device)
+    user_rows = read_user_rows(settings.predict_file, TASKS[key]) if settings.predict_file else []
+    experiment = Experiment(settings, source, saved, vocabulary, output, device, precision, user_rows)
+    print(f"weights: {source}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: {output}; "
+          f"{device}, {precision.name}")
+    data_dir = Path(settings.data_dir)
     with locked(output / ".lock", wait=False):
-        results = read_results(output / "results.json")
-        tasks = [read_task(settings, asked, source.classifier is None)] if asked else read_all_tasks(settings)
-        for data in tasks:
-            if data.skipped:
-                print(f"{data.task.name}: {data.skipped:,} malformed training rows skipped")
-            if source.classifier:
-                use_classifier(job, data, lines)
-                continue
-            for seed in seeds_of(settings):
-                finetune_once(job, data, seed, lines, results)
-            print(statistics_text(data, [r for r in results if r["task"] == data.key and r["seed"] in seeds_of(settings)]))
-        if not asked:
-            print(glue_table(settings, results, [data.key for data in tasks]))
+        if saved.kind == "classifier":
+            apply_classifier(experiment, read_task(key, data_dir, training=False, predicting=settings.predict))
+        elif key:
+            finetune_task(experiment, read_task(key, data_dir, training=True, predicting=settings.predict))
+        else:
+            tasks = read_all_tasks(data_dir, settings.predict)
+            medians = {data.key: median_score(finetune_task(experiment, data)) for data in tasks}
+            print(glue_table(medians, f"this model, median of {settings.seeds}"))
     return 0
 
 
 def check(settings: Finetuning) -> None:
     """InputError for a value or a combination that can't work."""
-    everything = settings.task.lower() == "all"
-    for message, wrong in {
-        f"--task {settings.task} is none of {', '.join(TASKS)}, all": not everything and not task_key(settings.task),
-        "--predict-file wants one --task, not all": everything and settings.predict_file is not None,
-        f"--epochs {settings.epochs} must be at least 1": settings.epochs is not None and settings.epochs < 1,
-        f"--batch-size {settings.batch_size} must be at least 1": settings.batch_size < 1,
-        f"--seeds {settings.seeds} must be at least 1": settings.seeds < 1,
-        f"--seed {settings.seed} must be from 0 to 2^32": not 0 <= settings.seed < 1 << 32,
-        f"--max-length {settings.max_length} must be at least 5": settings.max_length < 5,
-        f"--learning-rate {settings.learning_rate} must be above 0": not 0 < settings.learning_rate < math.inf,
-        f"--clip-norm {settings.clip_norm} must be above 0": not settings.clip_norm > 0,
-        f"--layer-decay {settings.layer_decay} must be above 0 and at most 1": not 0 < settings.layer_decay <= 1,
-        f"--warmup-share {settings.warmup_share} must be from 0 to 1": not 0 <= settings.warmup_share <= 1,
-        f"--dropout {settings.dropout} must be from 0 to 1, below it": not 0 <= settings.dropout < 1,
-    }.items():
-        if wrong:
-            raise InputError(message)
-
-
-def seeds_of(settings: Finetuning) -> range:
-    return range(settings.seed, settings.seed + settings.seeds)
+    is_all = settings.task.lower() == "all"
+    require(is_all or task_key(settings.task) != "", f"--task {settings.task} is not one of {', '.join(TASKS)}, all")
+    require(not (is_all and settings.predict_file), "--predict-file expects one --task, not all")
+    require(settings.clip_norm > 0, f"--clip-norm {settings.clip_norm} must be above 0")
 
 
 # Weights
 
 
-def run_name(path: Path) -> str:
-    """What a run's folder is called after: the weights' folder, or the model's name on the hub."""
-    return (path.parent if path.suffix == ".pt" else path).resolve().name
-
-
-def read_source(settings: Finetuning, asked: str) -> Source:
-    """The weights to start from; InputError unless every weight of the encoder is there, in its shape, and no other."""
-    path = Path(settings.weights) if settings.weights else newest_weights("disc.pt")
+def read_weights(settings: Finetuning, key: str) -> tuple[str, SavedNetwork]:
+    """The weights to start from and their name; InputError unless they are whole and suit the task."""
+    path = Path(settings.weights) if settings.weights else newest_run_file("disc.pt")
     if (path / "disc.pt").is_file():
         path = path / "disc.pt"
     if path.suffix != ".pt" and not path.is_file():
-        return read_encoder(str(path))
-    key = TASKS[asked].model or asked if asked else ""
-    kinds = {"discriminator": Discriminator}
-    if key and not settings.from_scratch:
-        kinds["classifier"] = partial(Classifier, outputs=outputs(TASKS[key]))
-    found = read_network(path, kinds, "--weights", {"", key})
-    return Source(str(path), found.network.encoder, found.config, found.vocabulary,
-                  found if found.kind == "classifier" else None)
+        from convert.from_transformers import read_encoder  # imported where it is used: it takes a second
+        saved = read_encoder(str(path), "--weights")
+    else:
+        kinds = ["discriminator"] if settings.from_scratch or not key else ["discriminator", "classifier"]
+        saved = load_network(path, kinds, "--weights")
+    if saved.kind == "classifier":
+        task = TASKS[key].trained_on or key
+        require(saved.task == task, f"{path} was fine-tuned on {saved.task}: expected --task {saved.task}")
+        outputs = saved.network.prediction.out_features
+        require(outputs == TASKS[task].outputs, f"{path} has {outputs} outputs, {task} has {TASKS[task].outputs}")
+    longest = saved.config.max_positions
+    require(settings.max_length <= longest,
+            f"--max-length {settings.max_length} is beyond the {longest} positions of {path}")
+    return str(path), saved
 
 
-def outputs(task: Task) -> int:
-    return len(task.labels) or 1
+def default_output(source: str, kind: str, from_scratch: bool) -> Path:
+    """The folder of a model.pt; else runs/NAME/glue, where NAME is the weights' run folder or name on the hub."""
+    path = Path(source)
+    if kind == "classifier":
+        return path.parent
+    run = (path.parent if path.suffix == ".pt" else path).resolve().name
+    return Path("runs") / run / ("glue-scratch" if from_scratch else "glue")
 
 
-def read_encoder(name: str) -> Source:
-    """A discriminator in transformers' layout, from a folder or the hub; its heads are left aside."""
-    path, theirs, weights = read_transformers(name, "--weights")
-    vocabulary = load_vocabulary(str(path))
-    try:
-        if any(key.startswith("generator_") for key in weights):
-            raise ValueError("it is a generator, a discriminator is wanted")
-        config = from_transformers_config(theirs)
-        encoder = Discriminator(config).encoder
-        load_transformers(encoder, weights)
-    except Exception as error:  # sizes of other types, weights of other shapes: each its own type
-        raise InputError(f"{name} does not fit together ({' '.join(str(error).split())[:300]}): --weights wants disc.pt, a "
-                         "run folder, or an ELECTRA as transformers saves it") from None
-    refuse_unfit(name, encoder, config, vocabulary)
-    return Source(name, encoder, config, vocabulary, None)
+def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
+    """A text that changes with any weight of the encoder and any piece of the vocabulary."""
+    digest = hashlib.blake2b(vocabulary.to_json().encode(), digest_size=8)
+    for weight in saved.network.encoder.state_dict().values():
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
 
 
-def digest(source: Source) -> str:
-    """Changes with any weight of the encoder or any piece of the vocabulary."""
-    total = hashlib.blake2b(source.vocabulary.state().encode(), digest_size=8)
-    for weight in source.encoder.state_dict().values():
-        total.update(weight.numpy().tobytes())
-    return total.hexdigest()
+# Texts
 
 
-# Data
-
-
-def read_task(settings: Finetuning, asked: str, training: bool) -> TaskData:
-    """Training and dev rows (a fine-tuned model's dev if there), test rows where predictions are wanted.
-
-    InputError for a file that is missing or isn't the task's.
-    """
-    data = Path(settings.data_dir)
-    key = TASKS[asked].model or asked
-    task, train, skipped, dev, tests = TASKS[key], [], 0, {}, {}
-    folder = task_folder(data, key) or (fetch_task(key, data) if training else None)
-    if folder and training:
-        train, skipped = read_rows(folder / "train.tsv", task, "train")
-    if folder:
-        dev = {split: read_rows(folder / file, task, "dev")[0] for split, file in task.dev.items()
-               if training or (folder / file).is_file()}
-    predicted = [key, *(other for other, row in TASKS.items() if row.model == key)] if asked == key else [asked]
-    for other in predicted if settings.predict or asked != key else ():
-        place = task_folder(data, other) or (fetch_task(other, data) if other == asked else None)
-        for name, file in TASKS[other].test_files().items() if place else ():
-            if other == asked or (place / file).is_file():
-                tests[name] = read_rows(place / file, TASKS[other], "test")[0]
-    return TaskData(key, task, train, skipped, dev, tests)
-
-
-def read_all_tasks(settings: Finetuning) -> list[TaskData]:
-    """Every task whose training and dev files exist; the others are named."""
-    data, tasks = Path(settings.data_dir), []
-    for key, task in TASKS.items():
-        folder = task_folder(data, key)
-        missing = [file for file in ("train.tsv", *task.dev.values()) if not folder or not (folder / file).is_file()]
-        if task.dev and missing:
-            print(f"{task.name} left out: no {', '.join(missing)} in {folder or data / task.name}")
-        elif task.dev:
-            tasks.append(read_task(settings, key, True))
-    if not tasks:
-        raise InputError(f"no task's train.tsv and dev.tsv below {data}: get them from {GLUE_URL} or set --data-dir")
-    return tasks
-
-
-def read_user_lines(path: str, task: Task) -> list[Row]:
-    """A user's texts, indexed by their line's number."""
+def read_user_rows(file: str, task: Task) -> list[Row]:
+    """A user's texts; the index of each is the number of its line."""
     rows = []
-    for number, fields in tsv_lines(Path(path)):
-        if len(fields) != len(task.texts):
-            raise InputError(f"{path}, line {number}: {len(fields)} texts split by TAB, {task.name} wants {len(task.texts)}")
-        rows.append(Row(str(number), tuple(fields), math.nan))
-    if not rows:
-        raise InputError(f"no text in {path}: one a line is wanted, pairs split by TAB")
+    for number, texts in tsv_lines(Path(file)):
+        require(len(texts) == len(task.texts),
+                f"{file}, line {number}: {len(texts)} texts separated by tabs, {task.name} has {len(task.texts)}")
+        rows.append(Row(str(number), tuple(texts), math.nan))
+    require(bool(rows), f"no text in {file}: expected one a line, or a pair separated by a tab")
     return rows
 
 
-# Results
+def length_batches(examples: list[Segments], vocabulary: Vocabulary, max_length: int, batch_size: int,
+                   rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Batch]]:
+    """All examples once, in batches of similar length: their numbers (B,) and the batch."""
+    lengths = np.array([len(first) + len(second) for first, second in examples])
+    for numbers in similar_batches(lengths, batch_size, rng):
+        yield numbers, collate([examples[number] for number in numbers], vocabulary, max_length)
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The runs of results.json; none if there is no such file."""
+# Runs
+
+
+def finetune_task(experiment: Experiment, data: TaskData) -> list[RunResult]:
+    """A run for each seed, except those in results.json that are complete; prints and returns all of them."""
+    settings, path = experiment.settings, experiment.output / "results.json"
+    if data.skipped:
+        print(f"{data.task.name}: {data.skipped:,} malformed training rows skipped")
+    results = read_results(path)
+    compared = compared_settings(experiment, data)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    for seed in seeds:
+        run = results.get((data.key, seed))
+        if run and is_complete(run, compared, experiment, data):
+            print(f"{data.task.name}, seed {seed}: finished before, {scores_text(run.scores)}")
+            continue
+        results[data.key, seed] = finetune(experiment, data, seed, compared)
+        write_text(path, json.dumps({"runs": [run._asdict() for run in results.values()]}, indent=1))
+    runs = [results[data.key, seed] for seed in seeds]
+    print(statistics_text(data.task, runs))
+    return runs
+
+
+def read_results(path: Path) -> dict[tuple[str, int], RunResult]:
+    """The runs in results.json by task and seed; none if there is no such file."""
     if not path.exists():
-        return []
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["runs"]
+        runs = [RunResult(**run) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} can't be read as results: delete it or choose another --output") from None
+    return {(run.task, run.seed): run for run in runs}
 
 
-def fingerprint(job: Job, data: TaskData, epochs: int) -> dict[str, Any]:
-    """All that a run's result depends on beside its seed."""
-    settings = {name: value for name, value in dataclasses.asdict(job.settings).items() if name not in FREE}
-    rows = hashlib.blake2b(repr((data.train, data.dev)).encode(), digest_size=8).hexdigest()
-    return settings | {"epochs": epochs, "precision": job.precision.name, "weights": digest(job.source), "data": rows}
+def compared_settings(experiment: Experiment, data: TaskData) -> dict[str, Any]:
+    """All that a run's result depends on, besides task and seed."""
+    settings, task = experiment.settings, data.task
+    values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
+    epochs = settings.epochs or (task.robust_epochs if settings.protocol == "robust" else task.epochs)
+    return values | {"epochs": epochs, "precision": experiment.precision.name,
+                     "weights": weights_key(experiment.saved, experiment.vocabulary),
+                     "data": content_key(data.train, data.dev)}
 
 
-def finished(job: Job, found: dict[str, Any] | None, wanted: dict[str, Any], folder: Path, files: list[Path]) -> bool:
-    """Whether this run and its `files` are there; InputError if it was run with other settings."""
-    if not found:
-        return False
-    for name, value in wanted.items():
-        if found["settings"].get(name) != value:
-            raise InputError(f"{job.output} holds {found['task']}, seed {found['seed']}, with {name} = "
-                             f"{found['settings'].get(name)}, this command has {value}: choose another --output")
+def is_complete(run: RunResult, compared: dict[str, Any], experiment: Experiment, data: TaskData) -> bool:
+    """Whether all files that the command asks for are there; InputError if the run was made with other settings."""
+    for name, value in compared.items():
+        before = run.settings.get(name)
+        require(before == value, f"{experiment.output} holds {run.task}, seed {run.seed}, with {name} = {before}, "
+                f"this command has {value}: choose another --output")
+    folder, submissions = run_folders(experiment.output, run.task, run.seed)
+    files = [submissions / f"{name}.tsv" for name in data.tests]
+    if experiment.user_rows:
+        files.append(user_predictions(folder, experiment.settings))
+    if experiment.settings.save_model:
+        files.append(folder / "model.pt")
     return all(file.is_file() for file in files)
 
 
-# One run
+def run_folders(output: Path, key: str, seed: int) -> tuple[Path, Path]:
+    """The folder of a run, and the folder for the submission files of all tasks with its seed."""
+    return output / key / f"seed-{seed}", output / f"seed-{seed}"
 
 
-def finetune_once(job: Job, data: TaskData, seed: int, lines: list[Row] | None, results: list[dict[str, Any]]) -> None:
-    """Trains, evaluates and predicts unless that is done; appends to `results` and writes results.json."""
-    settings, task = job.settings, data.task
-    robust = settings.protocol == "robust"
-    epochs = settings.epochs or (task.robust_epochs if robust else task.epochs)
-    folder = job.output / data.key / f"seed-{seed}"
-    predicted = job.output / f"seed-{seed}"
-    files = [predicted / f"{name}.tsv" for name in data.tests] + [folder / "model.pt"] * settings.save_model
-    files += [user_file(folder, settings)] if lines else []
-    wanted = fingerprint(job, data, epochs)
-    found = next((r for r in results if (r["task"], r["seed"]) == (data.key, seed)), None)
-    if finished(job, found, wanted, folder, files):
-        print(f"{task.name}, seed {seed}: finished before, {scores_text(found['scores'])}")
-        return
+def finetune(experiment: Experiment, data: TaskData, seed: int, compared: dict[str, Any]) -> RunResult:
+    """One run: trains, evaluates, predicts, and keeps the model if --save-model."""
+    start = time.perf_counter()
+    folder, submissions = run_folders(experiment.output, data.key, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    model = new_model(job, task, seed)
-    scores = train(job, data, model, epochs, seed, folder)
-    predict_tests(job, data, model, predicted)
-    if lines:
-        predict_lines(job, data, model, lines, user_file(folder, settings))
-    result = {"task": data.key, "seed": seed, "scores": scores, "settings": wanted, "source": job.source.name,
-              "train_rows": len(data.train), "skipped_rows": data.skipped,
-              "dev_rows": {split or "dev": len(rows) for split, rows in data.dev.items()},
-              "device": str(job.device), "seconds": round(time.perf_counter() - began, 1)}
-    if settings.save_model:
-        report = (f"Fine-tuned on {task.name}; dev: {scores_text(scores)}.\n\n## The run\n\n```json\n"
-                  f"{json.dumps(result, indent=1)}\n```")
-        save(folder / "model.pt", {"kind": "classifier", "task": data.key, "model": dataclasses.asdict(model_config(job)),
-                                   "vocabulary": job.source.vocabulary.state(), "weights": model.state_dict(),
-                                   "report": report})
-    results[:] = [r for r in results if r is not found] + [result]
-    write_text(job.output / "results.json", json.dumps({"runs": results}, indent=1))
+    config = dataclasses.replace(experiment.saved.config, dropout=experiment.settings.dropout)
+    classifier = new_classifier(experiment, config, data.task, seed)
+    scores = train(experiment, data, classifier, compared["epochs"], seed, folder)
+    write_predictions(experiment, data, classifier, submissions, folder)
+    dev_rows = {split or "dev": len(rows) for split, rows in data.dev.items()}
+    run = RunResult(data.key, seed, scores, compared, experiment.source, len(data.train), data.skipped, dev_rows,
+                    str(experiment.device), round(time.perf_counter() - start, 1))
+    if experiment.settings.save_model:
+        report = (f"Fine-tuned on {data.task.name}; dev: {scores_text(scores)}.\n\n## The run\n\n```json\n"
+                  f"{json.dumps(run._asdict(), indent=1)}\n```")
+        tokenizer = experiment.vocabulary.to_json()
+        save_network(folder / "model.pt", SavedNetwork("classifier", classifier, config, tokenizer, data.key, report))
+    return run
 
 
-def model_config(job: Job) -> ModelConfig:
-    return dataclasses.replace(job.source.config, dropout=job.settings.dropout)
+def apply_classifier(experiment: Experiment, data: TaskData) -> None:
+    """Dev scores and predictions of a model that is fine-tuned already."""
+    require(bool(data.dev or data.tests or experiment.user_rows),
+            f"nothing to do for {experiment.source}: {data.task.name}'s dev.tsv is not in "
+            f"{experiment.settings.data_dir}; set --data-dir or name texts with --predict-file")
+    classifier = experiment.saved.network.to(experiment.device)
+    if data.dev:
+        print(f"{data.task.name}, dev: {scores_text(evaluate(experiment, data, classifier))}")
+    folder = experiment.output / "predictions"
+    write_predictions(experiment, data, classifier, folder, folder)
 
 
-def new_model(job: Job, task: Task, seed: int) -> Classifier:
-    """A random head on the pretrained encoder, on a random one if --from-scratch."""
+# Training
+
+
+def new_classifier(experiment: Experiment, config: ModelConfig, task: Task, seed: int) -> Classifier:
+    """A random head on the pretrained encoder, or on a random one if --from-scratch."""
     torch.manual_seed(seed)
-    model = Classifier(model_config(job), outputs(task))
-    if not job.settings.from_scratch:
-        model.encoder.load_state_dict(job.source.encoder.state_dict())
-    return model.to(job.device)
+    classifier = Classifier(config, task.outputs)
+    if not experiment.settings.from_scratch:
+        classifier.encoder.load_state_dict(experiment.saved.network.encoder.state_dict())
+    if experiment.device.type == "cpu" and experiment.precision.dtype == torch.bfloat16:
+        use_bf16_cpu_kernels(classifier)
+    return classifier.to(experiment.device)
 
 
-def layerwise_groups(model: Classifier, rate: float, decay: float, exact: bool) -> list[dict[str, Any]]:
-    """Parameter groups with their highest rates, from the embeddings up to the head (paper, appendix B).
+def layerwise_groups(classifier: Classifier, rate: float, decay: float, exact: bool) -> list[dict[str, Any]]:
+    """Parameter groups with their highest learning rates, from the embeddings up to the head (paper, appendix B).
 
     The published formula is rate * decay^(layers + 1 - depth); the code has one power more for all below the head
     (google-research/electra issue 51, model/optimization.py).
     """
-    groups = model.depths()
-    top = len(groups) - 1
-    powers = [top - depth + (0 if exact or depth == top else 1) for _, depth in groups]
-    return [{"params": parameters, "lr": rate * decay**power, "highest_rate": rate * decay**power}
-            for (parameters, _), power in zip(groups, powers, strict=True)]
+    groups = []
+    parameters_by_depth = classifier.parameters_by_depth()
+    head = len(parameters_by_depth) - 1
+    for depth, parameters in enumerate(parameters_by_depth):
+        power = head - depth if exact or depth == head else head - depth + 1
+        groups.append({"params": parameters, "lr": rate * decay**power, "highest_rate": rate * decay**power})
+    return groups
 
 
-def train(job: Job, data: TaskData, model: Classifier, epochs: int, seed: int, folder: Path) -> dict[str, float]:
+def new_optimizer(settings: Finetuning, classifier: Classifier) -> torch.optim.Optimizer:
+    """The original's Adam, or the robust protocol's with bias correction."""
+    decay = 1.0 if settings.from_scratch else settings.layer_decay  # it would all but freeze random lower layers
+    groups = layerwise_groups(classifier, settings.learning_rate, decay, settings.layer_decay_exact)
+    if settings.protocol == "robust":
+        return torch.optim.AdamW(groups, eps=ADAM_EPS, weight_decay=0.0, fused=True)
+    return Adam(groups, settings.learning_rate, ADAM_EPS)
+
+
+def train(experiment: Experiment, data: TaskData, classifier: Classifier, epochs: int, seed: int,
+          folder: Path) -> dict[str, float]:
     """All epochs of one run, evaluated after each; the scores after the last, as the original reports them.
 
-    `folder` gets metrics.jsonl and the last dev predictions.
+    `folder` gets metrics.jsonl and the last dev predictions. A step whose gradient is not finite changes nothing.
     """
-    settings, task, vocabulary = job.settings, data.task, job.source.vocabulary
-    examples, labels = training_examples(data.train, task, vocabulary, settings.max_length)
-    lengths = row_lengths(examples)
-    decay = 1.0 if settings.from_scratch else settings.layer_decay  # which would freeze random lower layers
-    groups = layerwise_groups(model, settings.learning_rate, decay, settings.layer_decay_exact)
-    optimizer = (torch.optim.AdamW(groups, eps=ADAM_EPS, weight_decay=0.0, fused=True) if settings.protocol == "robust" else
-                 Adam(groups, settings.learning_rate, ADAM_EPS))
-    scaler = job.precision.scaler()
+    settings, task, device, precision = experiment.settings, data.task, experiment.device, experiment.precision
+    examples, labels = training_examples(data.train, task, experiment.vocabulary, settings.max_length)
+    optimizer, scaler = new_optimizer(settings, classifier), precision.scaler()
     total = epochs * math.ceil(len(examples) / settings.batch_size)
     warmup = int(total * settings.warmup_share)
-    bar = tqdm(total=total, desc=f"{task.name}, seed {seed}", unit=" steps", mininterval=1)
     step, scores = 0, {}
-    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+    skipped = torch.zeros((), dtype=torch.int64, device=device)
+    with (open(folder / "metrics.jsonl", "w", encoding="utf-8") as log,
+          tqdm(total=total, desc=f"{task.name}, seed {seed}", unit=" steps", mininterval=1) as bar):
         for epoch in range(epochs):
-            model.train()
-            loss_sum = torch.zeros((), device=job.device)
-            for numbers in similar_batches(lengths, settings.batch_size, np.random.default_rng((seed, epoch))):
-                batch = collate([examples[n] for n in numbers], vocabulary, settings.max_length).to(job.device)
-                with job.precision.autocast():
-                    logits = model(*batch)
-                loss = task_loss(logits.float(), torch.tensor(labels[numbers], device=job.device), task)
+            classifier.train()
+            loss_sum = torch.zeros((), device=device)  # as `skipped`, read at the epoch's end: the host needn't wait
+            for numbers, batch in length_batches(examples, experiment.vocabulary, settings.max_length,
+                                                 settings.batch_size, np.random.default_rng((seed, epoch))):
+                # Forward and backward pass
+                with precision.autocast():
+                    logits = classifier(*batch.to(device))
+                loss = task_loss(logits.float(), torch.tensor(labels[numbers], device=device), task)
                 scaler.scale(loss).backward()
+                # Clip the gradient and follow the schedule
                 scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+                norm = torch.nn.utils.clip_grad_norm_(classifier.parameters(), settings.clip_norm)
                 for group in optimizer.param_groups:
                     group["lr"] = scheduled_rate(step, group["highest_rate"], warmup, total)
-                scaler.step(optimizer)
+                # The step, which the device leaves out if the gradient is not finite
+                skip_unless_finite(optimizer, norm.isfinite())
+                optimizer.step()
                 scaler.update()
                 optimizer.zero_grad()
-                loss_sum += loss.detach() * len(numbers)
+                # Progress
+                loss_sum += torch.where(loss.isfinite(), loss.detach(), 0.0) * len(numbers)
+                skipped += ~norm.isfinite()
                 step += 1
                 bar.update()
                 if step % 20 == 0:
                     bar.set_postfix(loss=f"{loss.item():.3f}")
-            scores = evaluate(job, data, model, folder / "dev")
-            line = {"epoch": epoch + 1, "step": step, "loss": loss_sum.item() / len(examples),
-                    "learning_rate": optimizer.param_groups[-1]["lr"]}
-            print(json.dumps(line | scores), file=file, flush=True)
+            if skipped:
+                tqdm.write(f"warning: {int(skipped)} of {step} steps were skipped: their gradients were not finite")
+            scores = evaluate(experiment, data, classifier, folder)
+            record = {"epoch": epoch + 1, "step": step, "loss": loss_sum.item() / len(examples),
+                      "learning_rate": optimizer.param_groups[-1]["lr"]}
+            print(json.dumps(record | scores), file=log, flush=True)
             bar.set_postfix_str(scores_text(scores))
-    bar.close()
+    require(skipped < step, "no step had a finite gradient: the model has diverged, lower --learning-rate")
     return scores
 
 
 def training_examples(rows: list[Row], task: Task, vocabulary: Vocabulary,
                       max_length: int) -> tuple[list[Segments], np.ndarray]:
     """Examples and their labels (N,), each pair in both orders where the task is trained so."""
-    orders = (False, True) if task.both_orders else (False,)
-    examples = [example for swap in orders for example in encode_rows(rows, vocabulary, max_length, swap)]
-    return examples, np.array([row.label for row in rows] * len(orders))
+    texts, labels = [row.texts for row in rows], np.array([row.label for row in rows])
+    examples = encode_texts(texts, vocabulary, max_length)
+    if not task.both_orders:
+        return examples, labels
+    return examples + encode_texts(texts, vocabulary, max_length, swap=True), np.concatenate([labels, labels])
 
 
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
@@ -462,122 +421,81 @@ def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
 # Evaluation and predictions
 
 
-def row_lengths(examples: Sequence[Segments]) -> np.ndarray:
-    return np.array([len(first) + len(second) for first, second in examples])
-
-
 @torch.inference_mode()
-def predict(job: Job, model: Classifier, rows: list[Row]) -> np.ndarray:
-    """The head's outputs (N, outputs) for every row, in their order, from batches of similar length."""
-    examples = encode_rows(rows, job.source.vocabulary, job.settings.max_length)
-    order = np.argsort(row_lengths(examples), kind="stable")
-    model.eval()
-    found = []
-    for numbers in np.split(order, range(4 * job.settings.batch_size, len(order), 4 * job.settings.batch_size)):
-        batch = collate([examples[n] for n in numbers], job.source.vocabulary, job.settings.max_length).to(job.device)
-        with job.precision.autocast():
-            found.append(model(*batch).float().cpu().numpy())
-    values = np.empty_like(np.concatenate(found))
-    values[order] = np.concatenate(found)
-    if not np.isfinite(values).all():
-        raise InputError("the model's outputs are not finite numbers: it has diverged, lower --learning-rate")
-    return values
+def predict(experiment: Experiment, classifier: Classifier, rows: list[Row]) -> np.ndarray:
+    """The head's outputs (N, outputs) for every row, in their order; InputError if one is not finite."""
+    settings, head = experiment.settings, classifier.prediction
+    classifier.eval()
+    examples = encode_texts([row.texts for row in rows], experiment.vocabulary, settings.max_length)
+    outputs = np.empty((len(rows), head.out_features), np.float32)
+    for numbers, batch in length_batches(examples, experiment.vocabulary, settings.max_length,
+                                         4 * settings.batch_size, np.random.default_rng(0)):
+        with experiment.precision.autocast():
+            logits = classifier(*batch.to(head.weight.device))
+        outputs[numbers] = logits.float().cpu().numpy()
+    require(bool(np.isfinite(outputs).all()),
+            "the model's outputs are not finite numbers: it has diverged, lower --learning-rate")
+    return outputs
 
 
-def answers(task: Task, values: np.ndarray) -> np.ndarray:
-    """Class numbers (N,), or real labels on the task's scale."""
-    return values.argmax(-1) if task.labels else values[:, 0].astype(np.float64) * task.highest
+def predicted_labels(task: Task, outputs: np.ndarray) -> np.ndarray:
+    """Numbers of classes (N,), or real labels on the task's scale."""
+    return outputs.argmax(-1) if task.labels else outputs[:, 0].astype(np.float64) * task.highest
 
 
-def correlation(measure: Any, labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Of real labels; 0 where all predictions are the same and nothing is ordered."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
-        value = float(measure(labels, predicted).statistic)
-    return 0.0 if math.isnan(value) else value
+def label_texts(task: Task, labels: np.ndarray) -> list[str]:
+    """Labels as the task's files have them."""
+    return [task.labels[int(label)] if task.labels else repr(float(label)) for label in labels]
 
 
-METRICS = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef,
-           "pearson": partial(correlation, scipy.stats.pearsonr), "spearman": partial(correlation, scipy.stats.spearmanr)}
-
-
-def evaluate(job: Job, data: TaskData, model: Classifier, stem: Path | None = None) -> dict[str, float]:
-    """The task's metrics over all its dev rows; with `stem`, labels and predictions are written to STEM[-SPLIT].tsv."""
+def evaluate(experiment: Experiment, data: TaskData, classifier: Classifier,
+             folder: Path | None = None) -> dict[str, float]:
+    """The task's metrics over all dev rows; labels and predictions go into dev.tsv or dev-SPLIT.tsv of `folder`."""
     task, scores = data.task, {}
     for split, rows in data.dev.items():
         labels = np.array([row.label for row in rows])
-        predicted = answers(task, predict(job, model, rows))
+        predictions = predicted_labels(task, predict(experiment, classifier, rows))
         for name in task.metrics:
-            scores[f"{split}_{name}".lstrip("_")] = float(METRICS[name](labels, predicted))
-        if stem:
-            words = [task.labels[int(n)] for n in labels] if task.labels else labels
-            write_tsv(stem.with_name(f"{stem.name}{split and '-' + split}.tsv"), "label\tprediction",
-                      zip(words, answer_words(task, predicted), strict=True))
+            scores[f"{split}_{name}" if split else name] = float(METRICS[name](labels, predictions))
+        if folder:
+            path = folder / (f"dev-{split}.tsv" if split else "dev.tsv")
+            write_tsv(path, ["label", "prediction"], label_texts(task, labels), label_texts(task, predictions))
     return scores
 
 
-def answer_words(task: Task, predicted: np.ndarray) -> list[str]:
-    return [task.labels[n] for n in predicted] if task.labels else [repr(float(value)) for value in predicted]
-
-
-def predict_tests(job: Job, data: TaskData, model: Classifier, folder: Path) -> None:
-    """The official submission files: index and prediction, real ones clipped to the task's range."""
+def write_predictions(experiment: Experiment, data: TaskData, classifier: Classifier, submissions: Path,
+                      folder: Path) -> None:
+    """The official submission files into `submissions`, and predictions of the user's texts into `folder`."""
+    task = data.task
     for name, rows in data.tests.items():
-        predicted = answers(data.task, predict(job, model, rows))
-        if not data.task.labels:
-            predicted = predicted.clip(0, data.task.highest)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tsv(folder / f"{name}.tsv", "index\tprediction",
-                  zip((row.index for row in rows), answer_words(data.task, predicted), strict=True))
-        tqdm.write(f"predictions: {folder / f'{name}.tsv'}")
-
-
-def user_file(folder: Path, settings: Finetuning) -> Path:
-    return folder / f"{Path(settings.predict_file).stem}-predictions.tsv"
-
-
-def predict_lines(job: Job, data: TaskData, model: Classifier, rows: list[Row], path: Path) -> None:
-    """A user's texts with their line's number, prediction and (of classes) its probability."""
-    values = predict(job, model, rows)
-    predicted = answers(data.task, values)
-    shares = torch.tensor(values).softmax(-1).amax(-1).tolist() if data.task.labels else [math.nan] * len(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tsv(path, "line\tprediction\tprobability\ttext",
-              ((row.index, word, "" if math.isnan(share) else f"{share:.4f}", "\t".join(row.texts))
-               for row, word, share in zip(rows, answer_words(data.task, predicted), shares, strict=True)))
+        labels = predicted_labels(task, predict(experiment, classifier, rows))
+        if not task.labels:
+            labels = labels.clip(0, task.highest)
+        write_tsv(submissions / f"{name}.tsv", ["index", "prediction"], [row.index for row in rows],
+                  label_texts(task, labels))
+        tqdm.write(f"predictions: {submissions / f'{name}.tsv'}")
+    if not experiment.user_rows:
+        return
+    outputs = predict(experiment, classifier, experiment.user_rows)
+    probabilities = ["" for _ in outputs]  # a regression task has none
+    if task.labels:
+        probabilities = [f"{value:.4f}" for value in torch.tensor(outputs).softmax(-1).amax(-1).tolist()]
+    path = user_predictions(folder, experiment.settings)
+    write_tsv(path, ["line", "prediction", "probability", "text"], [row.index for row in experiment.user_rows],
+              label_texts(task, predicted_labels(task, outputs)), probabilities,
+              ["\t".join(row.texts) for row in experiment.user_rows])
     tqdm.write(f"predictions: {path}")
 
 
-def write_tsv(path: Path, header: str, rows: Any) -> None:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        print(header, file=file)
-        for row in rows:
-            print(*row, sep="\t", file=file)
+def user_predictions(folder: Path, settings: Finetuning) -> Path:
+    return folder / f"{Path(settings.predict_file).stem}-predictions.tsv"
 
 
-def use_classifier(job: Job, data: TaskData, lines: list[Row] | None) -> None:
-    """Dev scores and predictions of a model that is fine-tuned already."""
-    if not (data.dev or data.tests or lines or job.settings.export):
-        raise InputError(f"nothing to do for {job.source.name}: {data.task.name}'s dev.tsv is not below "
-                         f"{job.settings.data_dir}; set --data-dir or name texts with --predict-file")
-    if job.settings.export:
-        export(job.source.classifier, data.task, Path(job.settings.export))
-    model = job.source.classifier.network.to(job.device)
-    if data.dev:
-        print(f"{data.task.name}, dev: {scores_text(evaluate(job, data, model))}")
-    predict_tests(job, data, model, job.output / "predictions")
-    if lines:
-        predict_lines(job, data, model, lines, user_file(job.output / "predictions", job.settings))
-
-
-def export(found: Pretrained, task: Task, folder: Path) -> None:
-    """A fine-tuned model for transformers, whose logits are its outputs, real ones on the task's scale."""
-    labels = dict(enumerate(task.labels or [task.label]))
-    weights = classifier_to_transformers(found.network, task.highest or 1.0)
-    write_transformers(folder, found, found.config.discriminator(), weights, "ForSequenceClassification", id2label=labels,
-                       label2id={label: number for number, label in labels.items()},
-                       problem_type="single_label_classification" if task.labels else "regression",
-                       classifier_dropout=0.0)  # its head's falls on the outputs too
+def write_tsv(path: Path, header: list[str], *columns: list[str]) -> None:
+    """Writes columns of equal length below their header; the folder is created if need be."""
+    lines = ["\t".join(fields) for fields in (header, *zip(*columns, strict=True))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 # Statistics
@@ -587,33 +505,19 @@ def scores_text(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
 
 
-def statistics_text(data: TaskData, runs: list[dict[str, Any]]) -> str:
+def median_score(runs: list[RunResult]) -> float:
+    """Median of the task's first metric, in hundredths."""
+    return 100 * statistics.median(next(iter(run.scores.values())) for run in runs)
+
+
+def statistics_text(task: Task, runs: list[RunResult]) -> str:
     """Median, mean, standard deviation (n - 1) and each run, in hundredths, a line for each metric."""
     lines = []
-    for name in runs[0]["scores"]:
-        values = [100 * run["scores"][name] for run in sorted(runs, key=lambda run: run["seed"])]
-        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        lines.append(f"{data.task.name} {name}: median {statistics.median(values):.2f}, mean {statistics.mean(values):.2f}, "
-                     f"std {spread}, n {len(values)} ({', '.join(f'{value:.2f}' for value in values)})")
-    return "\n".join(lines)
-
-
-def glue_table(settings: Finetuning, results: list[dict[str, Any]], keys: list[str]) -> str:
-    """Medians over the seeds of each task's first metric beside the published dev scores, averaged over the same tasks."""
-    columns = [key for key in DEV_TASKS if key in keys]
-    rows = {}
-    for name, published in PUBLISHED.items():
-        rows[name] = [dict(zip(DEV_TASKS, published, strict=True))[key] for key in columns]
-    ours = []
-    for key in columns:
-        runs = [run["scores"] for run in results if run["task"] == key and run["seed"] in seeds_of(settings)]
-        ours.append(100 * statistics.median(next(iter(scores.values())) for scores in runs))
-    rows[f"this model, median of {settings.seeds}"] = ours
-    heads = [f"{TASKS[key].name} {TASKS[key].metrics[0]}" for key in columns]
-    lines = ["| dev | " + " | ".join([*heads, "average"]) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, values in rows.items():
-        mean = [statistics.mean(values)] if values else []
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in [*values, *mean]) + " |")
+    for name in runs[0].scores:
+        values = [100 * run.scores[name] for run in runs]
+        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        lines.append(f"{task.name} {name}: median {statistics.median(values):.2f}, mean {statistics.mean(values):.2f}, "
+                     f"std {deviation}, n {len(values)} ({', '.join(f'{value:.2f}' for value in values)})")
     return "\n".join(lines)
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import Pretraining
-from dataset import SPECIAL, TASKS, Vocabulary, task_key, wordpiece
-from model import Electra, ModelConfig
+import studies.tracking
+from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
+from model import Electra, ModelConfig, SavedNetwork, save_network
+from tasks.glue import TASKS, task_key
 
 
 WORDS = """the a old new red green cat dog bird house tree river sees likes finds eats near under over and but
@@ -53,14 +55,14 @@ def deterministic():
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
+def without_curves(monkeypatch):
     """Most tests do without curves.png and its half second."""
-    monkeypatch.setattr(Pretraining, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(studies.tracking, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
 def vocabulary():
-    pieces = [*SPECIAL, *WORDS, ".", "##s", "é"]
+    pieces = [*SPECIAL_TOKENS, *WORDS, ".", "##s", "é"]
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase=True), "tests")
 
 
@@ -88,7 +90,9 @@ def write_pair(folder, vocabulary, seed=0, **sizes):
                             "feed_forward_size": 32, "generator_size": 0.5, "max_positions": 30, "initializer_range": 1.0}
                          | sizes)
     folder.mkdir(parents=True, exist_ok=True)
-    Pretraining.write_models(folder, Electra(config), config, vocabulary)
+    electra = Electra(config)
+    for name, file in (("generator", "gen.pt"), ("discriminator", "disc.pt")):
+        save_network(folder / file, SavedNetwork(name, getattr(electra, name), config, vocabulary.to_json()))
     return folder / "gen.pt", folder / "disc.pt"
 
 
@@ -137,8 +141,8 @@ def stop_after_save(monkeypatch, at):
     """A run that stops just after the checkpoint of step `at`, as if killed."""
     write = Pretraining.write_checkpoint
 
-    def stopping(run, step, window):
-        write(run, step, window)
+    def stopping(run, step, means):
+        write(run, step, means)
         if step == at:
             raise Killed
     monkeypatch.setattr(Pretraining, "write_checkpoint", stopping)

@@ -8,18 +8,16 @@ import os
 import pickle
 import random
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import WORDS, story
-from tokenizers import Tokenizer, models
 
 import dataset
-from dataset import (KEPT, SPECIAL, Batch, Collator, TrainingBatches, Vocabulary, collate, docstring_paragraphs,
-                     documentation_corpus, given_masks, learn_vocabulary, line_examples, load_vocabulary, mask_tokens,
-                     packed_examples, prepare, read_lines, scan_corpus)
+from dataset import (KEPT_PROB, SPECIAL_TOKENS, Batch, TrainingBatches, Vocabulary, collate, existing_masks,
+                     learn_vocabulary, line_examples, mask_tokens, packed_examples, prepare, read_lines,
+                     scan_corpus, stored_batch, wordpiece)
 from utils import InputError
 
 # Reading and splitting
@@ -124,10 +122,10 @@ def test_line_examples_are_the_lines():
 
 def test_learned_vocabulary_knows_its_corpus_and_special_tokens_come_first(corpus_file):
     learned = learn_vocabulary(scan_corpus((corpus_file,)), 200)
-    assert learned.pieces()[:5] == SPECIAL and (learned.pad, learned.mask) == (0, 4)
+    assert learned.pieces()[:5] == SPECIAL_TOKENS and (learned.pad, learned.mask) == (0, 4)
     assert learned.size <= 200
     assert learned.unk not in learned.encode([" ".join(WORDS)])[0]
-    again = Vocabulary.from_state(learned.state(), "state")
+    again = Vocabulary.from_json(learned.to_json(), "state")
     assert again.encode(["the cat eats"]) == learned.encode(["the cat eats"])
 
 
@@ -157,57 +155,11 @@ def test_special_tokens_in_a_text_are_text(vocabulary):
     assert not {vocabulary.mask, vocabulary.sep} & set(ids)
 
 
-def test_vocabularies_load_from_file_and_folder(tmp_path, vocabulary):
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary.pieces()) + "\n", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    vocabulary.tokenizer.save(str(tmp_path / "folder" / "tokenizer.json"))
-    for source in ("vocab.txt", "folder", "."):
-        loaded = load_vocabulary(str(tmp_path / source))
-        assert loaded.encode(["The Éolian cats."]) == vocabulary.encode(["The Éolian cats."])
-        assert loaded.pieces() == vocabulary.pieces()
-
-
-def test_a_vocabulary_with_capitals_keeps_case(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "The", "the", "É"]), encoding="utf-8")
-    assert load_vocabulary(str(tmp_path / "vocab.txt")).encode(["The É"]) == [[5, 7]]
-
-
-def test_vocabularies_that_do_not_fit_are_refused(tmp_path, corpus_file, monkeypatch):
-    path = tmp_path / "vocab.txt"
-
-    def refused(pieces, message, size=None):
-        path.write_text("\n".join(pieces), encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            prepare((corpus_file,), str(path), size or len(pieces), 32, "packed", tmp_path / "cache")
-
-    refused([*SPECIAL[:4], "cat"], r"no \[MASK\]")
-    refused([*SPECIAL, *"αβγδ"], r"are \[UNK\]")
-    refused([*SPECIAL, *WORDS], "set --model.vocab-size 27", size=30)
-    refused([*SPECIAL, *(f"w{n}" for n in range(70_000))], "fits 65,536")
-    refused([*SPECIAL, "cat", "cat"], "'cat' more than once")
-    with pytest.raises(InputError, match="no file or folder here"):
-        load_vocabulary("no such file!")
-    monkeypatch.setattr(dataset.constants, "ENDPOINT", "http://127.0.0.1:9")
-    began = time.perf_counter()
-    with pytest.raises(InputError, match="hub gave none"):
-        load_vocabulary("nobody/nothing")
-    assert time.perf_counter() - began < 30
-
-
-def test_other_tokenizers_with_the_special_tokens_are_taken(tmp_path):
-    tokenizer = Tokenizer(models.WordLevel({token: n for n, token in enumerate([*SPECIAL, "cat"])}, "[UNK]"))
-    tokenizer.enable_padding(length=9)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert load_vocabulary(str(tmp_path)).encode(["cat"]) == [[5]]
-
-
 # Store
 
 
 def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocabulary, monkeypatch):
-    source = tmp_path / "vocab.txt"
-    source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
-    arguments = ((corpus_file,), str(source), vocabulary.size, 32, "packed", tmp_path / "cache")
+    arguments = ((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
     _, data = prepare(*arguments)
     lines = vocabulary.encode(list(scan_corpus((corpus_file,)).split(False)))
     expected = list(packed_examples(lines, 32, random.Random(0)))
@@ -226,42 +178,46 @@ def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocab
 
 
 def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabulary):
-    corpus, source = tmp_path / "corpus.txt", tmp_path / "vocab.txt"
+    corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(story()), encoding="utf-8")
-    source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
 
-    def key(length=32, kind="packed", size=vocabulary.size):
-        return prepare((corpus,), str(source), size, length, kind, tmp_path / "cache")[1].key
+    def key(length=32, kind="packed", vocabulary=vocabulary):
+        return prepare((corpus,), vocabulary, vocabulary.size, length, kind, tmp_path / "cache")[1].key
 
     keys = [key(), key(length=33), key(kind="line")]
     corpus.write_text(corpus.read_text(encoding="utf-8").replace("cat", "dog", 1), encoding="utf-8")
     keys.append(key())
-    source.write_text("\n".join([*vocabulary.pieces(), "extra"]), encoding="utf-8")
-    keys.append(key(size=vocabulary.size + 1))
+    pieces = {piece: number for number, piece in enumerate([*vocabulary.pieces(), "extra"])}
+    keys.append(key(vocabulary=Vocabulary(wordpiece(pieces, lowercase=True), "tests")))
     assert len(set(keys)) == 5
 
 
-def build_and_die(corpus, source, size, cache, where):
+def test_a_vocabulary_that_does_not_know_the_corpus_is_refused(tmp_path, corpus_file):
+    pieces = {piece: number for number, piece in enumerate([*SPECIAL_TOKENS, *"αβγδ"])}
+    foreign = Vocabulary(wordpiece(pieces, lowercase=True), "tests")
+    with pytest.raises(InputError, match=r"are \[UNK\]"):
+        prepare((corpus_file,), foreign, foreign.size, 32, "packed", tmp_path / "cache")
+
+
+def build_and_die(corpus, tokenizer, cache, where):
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
     if where == "between the sides":
         dataset.refuse_unknown = die
     else:
         dataset.json.dumps = die  # the last thing a build does
-    prepare((corpus,), source, size, 32, "packed", cache)
+    prepare((corpus,), Vocabulary.from_json(tokenizer, "tests"), 0, 32, "packed", cache)
 
 
 @pytest.mark.parametrize("where", ["between the sides", "at the end"])
 def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabulary, where):
-    source = tmp_path / "vocab.txt"
-    source.write_text("\n".join(vocabulary.pieces()), encoding="utf-8")
-    arguments = (corpus_file, str(source), vocabulary.size, tmp_path / "cache", where)
+    arguments = (corpus_file, vocabulary.to_json(), tmp_path / "cache", where)
     process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache").glob("store-*") if path.is_dir()] == [".building"]
-    _, data = prepare((corpus_file,), str(source), vocabulary.size, 32, "packed", tmp_path / "cache")
+    _, data = prepare((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
     assert len(data.train) and not list((tmp_path / "cache").glob("*.building"))
 
 
@@ -276,7 +232,7 @@ def data(tmp_path_factory, corpus_file):
 
 def test_batches_lay_out_segments_as_the_models_expect(data):
     vocabulary, both = data["packed"]
-    batch = Collator(both.train, vocabulary, 32)(np.arange(len(both.train)))
+    batch = stored_batch(both.train, np.arange(len(both.train)), vocabulary, 32)
     assert batch.ids.shape[1] == 32
     for n, (ids, segments, mask) in enumerate(zip(*batch, strict=True)):
         first = both.train.first[n]
@@ -293,11 +249,11 @@ def test_batches_lay_out_segments_as_the_models_expect(data):
 
 
 @pytest.mark.parametrize("kind", ["packed", "line"])
-def test_an_epoch_visits_every_example_at_most_once_in_a_new_order(data, kind):
+def test_an_epoch_visits_every_example_at_most_once_in_a_new_order(data, kind, monkeypatch):
     vocabulary, both = data[kind]
-    batches = TrainingBatches(Collator(both.train, vocabulary, 32), 7, kind == "line", seed=3)
+    batches = TrainingBatches(both.train, vocabulary, 32, 7, kind == "line", seed=3)
     seen = []
-    batches.collate = type("Spy", (), {"lengths": batches.collate.lengths, "__call__": lambda self, n: seen.append(n)})()
+    monkeypatch.setattr(dataset, "stored_batch", lambda store, numbers, *_: seen.append(numbers))
     for step in range(2 * batches.batches):
         batches[step]
     first, second = np.split(np.concatenate(seen), 2)
@@ -311,17 +267,17 @@ def test_an_epoch_visits_every_example_at_most_once_in_a_new_order(data, kind):
 @pytest.mark.parametrize("kind", ["packed", "line"])
 def test_batches_travel_to_worker_processes_by_path(data, kind):
     vocabulary, both = data[kind]
-    batches = TrainingBatches(Collator(both.train, vocabulary, 32), 4, kind == "line", seed=1)
+    batches = TrainingBatches(both.train, vocabulary, 32, 4, kind == "line", seed=1)
     sent = pickle.dumps(batches)
-    assert len(sent) < 20_000 + len(vocabulary.state())
+    assert len(sent) < 20_000 + len(vocabulary.to_json())
     assert all(torch.equal(a, b) for a, b in zip(batches[5], pickle.loads(sent)[5], strict=True))
 
 
 def test_line_batches_hold_rows_of_similar_length(data):
     vocabulary, both = data["line"]
-    batches = TrainingBatches(Collator(both.train, vocabulary, 32), 8, True, seed=0)
-    shuffled = TrainingBatches(Collator(both.train, vocabulary, 32), 8, False, seed=0)
-    padding = [np.mean([1 - source[step].mask.float().mean().item() for step in range(batches.batches)])
+    batches = TrainingBatches(both.train, vocabulary, 32, 8, True, seed=0)
+    shuffled = TrainingBatches(both.train, vocabulary, 32, 8, False, seed=0)
+    padding = [np.mean([1 - source[step].attention_mask.float().mean().item() for step in range(batches.batches)])
                for source in (batches, shuffled)]
     assert padding[0] < 0.7 * padding[1]
 
@@ -360,11 +316,11 @@ def test_masking_chooses_without_replacement_and_never_special_tokens(vocabulary
     share = hits[[n for n in range(24) if n not in (0, 5, 23)]] / 4000
     assert (share - 3 / 21).abs().max() < 5 * (3 / 21 / 4000) ** 0.5  # uniform over the candidates
 
-    chosen = torch.zeros_like(batch.mask).scatter(1, masked.positions, masked.chosen)
+    chosen = torch.zeros_like(batch.attention_mask).scatter(1, masked.positions, masked.chosen)
     assert torch.equal(masked.ids[~chosen], original[~chosen])
     hidden = masked.ids[chosen] == vocabulary.mask
     assert torch.equal(masked.ids[chosen][~hidden], original[chosen][~hidden])  # none becomes a random token
-    assert hidden.float().mean().item() == pytest.approx(1 - KEPT, abs=5 * (0.15 * 0.85 / hidden.numel()) ** 0.5)
+    assert hidden.float().mean().item() == pytest.approx(1 - KEPT_PROB, abs=5 * (0.15 * 0.85 / hidden.numel()) ** 0.5)
 
 
 def test_a_row_without_candidates_is_left_alone(vocabulary):
@@ -375,47 +331,10 @@ def test_a_row_without_candidates_is_left_alone(vocabulary):
     assert torch.equal(masked.ids[:2], batch.ids[:2])
 
 
-# The embedded corpus
-
-
-def test_documentation_is_prose(tmp_path):
-    module = tmp_path / "module.py"
-    module.write_text('''"""This module holds the tools with which a reader can open a :class:`~pkg.File` and close it.
-
-Parameters
-----------
-x : int, a thing that one passes here and that the function then takes
-
-    >>> print("an example of how this is to be used in practice")
-"""
-def f():
-    """Returns."""
-''', encoding="utf-8")
-    prose = "This module holds the tools with which a reader can open a pkg.File and close it."
-    assert docstring_paragraphs(module) == [prose]
-    module.write_text("not python(", encoding="utf-8")
-    assert docstring_paragraphs(module) == []
-
-
-def test_documentation_drops_what_it_has_met_and_is_built_once(tmp_path, monkeypatch):
-    library = tmp_path / "library"
-    library.mkdir()
-    paragraphs = [f"This is the paragraph number {n} of a text that has words enough. It has two sentences." for n in "abc"]
-    for name, some in (("one", paragraphs[:2]), ("same", paragraphs[:2]), ("two", paragraphs[1:])):
-        (library / f"{name}.py").write_text('"""' + "\n\n".join(some) + '"""\n', encoding="utf-8")
-    (tmp_path / "requirements.txt").write_text("no-such-package==1  # reason\n", encoding="utf-8")
-    monkeypatch.setattr(dataset.sysconfig, "get_path", lambda _: str(library))
-    path = documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt")
-    documents = path.read_text(encoding="utf-8").split("\n\n")[:-1]
-    assert documents == [paragraph.replace(". ", ".\n") for paragraph in ("\n".join(paragraphs[:2]), paragraphs[2])]
-    monkeypatch.setattr(dataset, "ProcessPoolExecutor", lambda: pytest.fail("built again"))
-    assert documentation_corpus(tmp_path / "cache", tmp_path / "requirements.txt") == path
-
-
-def test_given_masks_are_the_places_that_hold_a_mask(vocabulary):
+def test_existing_masks_are_the_places_that_hold_a_mask(vocabulary):
     rows = [[7, vocabulary.mask, 8], [vocabulary.mask, 9, vocabulary.mask, vocabulary.mask]]
     batch = collate([(row, []) for row in rows], vocabulary, 8)
-    masked = given_masks(batch, vocabulary)
+    masked = existing_masks(batch, vocabulary)
     assert torch.equal(masked.ids, batch.ids)
     found = [sorted(row[used].tolist()) for row, used in zip(masked.positions, masked.chosen, strict=True)]
     assert found == [[2], [1, 3, 4]] and masked.positions.shape == (2, 3)

@@ -18,7 +18,7 @@ import Finetuning
 import LM_DEMO
 import Pretraining as script
 import utils
-from Pretraining import main, stuck
+from Pretraining import main
 from utils import InputError, load, save
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 def end(folder, step=8):
     """Everything a run has computed: its last checkpoint but for times, weights files and metrics."""
     last = load(folder / f"checkpoint-{step}.pt")
-    last["window"].pop("seconds")
+    last["means"].pop("seconds")
     return [last, load(folder / "gen.pt"), load(folder / "disc.pt"), metrics(folder)]
 
 
@@ -185,7 +185,7 @@ def test_config_toml_mended_wrongly_is_refused(command, tmp_path, capsys):
 
 def poison(monkeypatch, steps):
     """Makes the gradients of these steps NaN."""
-    backward, seen = script.backward, []
+    backward, seen = script.forward_and_backward, []
 
     def poisoned(run, *given):
         losses = backward(run, *given)
@@ -194,7 +194,7 @@ def poison(monkeypatch, steps):
             for parameter in run.electra.parameters():
                 parameter.grad.fill_(torch.nan)
         return losses
-    monkeypatch.setattr(script, "backward", poisoned)
+    monkeypatch.setattr(script, "forward_and_backward", poisoned)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -214,15 +214,6 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(command, t
     assert main(command(max_bad_steps=3)) == 2
     assert "3 steps in a row" in capsys.readouterr().err
     assert load(tmp_path / "run" / "checkpoint-4.pt")["step"] == 4
-
-
-def test_a_run_that_does_not_learn_is_warned_of():
-    stale = [{"disc_auc": 0.505, "disc_auc_error": 0.01, "mlm_loss": 6.0}] * 6
-    assert len(list(stuck(stale, 6.1))) == 2
-    assert not list(stuck(stale[:5], 6.1))  # too early to tell
-    learning = [{"disc_auc": 0.6 + n / 50, "disc_auc_error": 0.01, "mlm_loss": 6 - n / 5} for n in range(6)]
-    assert not list(stuck(learning, 6.1))
-    assert not list(stuck([line | {"mlm_loss": 4.0} for line in learning], 6.1))  # a good generator at its end
 
 
 # Untrusted files

@@ -1,25 +1,28 @@
-"""Finetuning.py: official files in, scores that scipy and scikit-learn confirm out; loading, protocol and bad input."""
+"""Finetuning.py: official files in, scores that scipy and scikit-learn confirm out; weights, protocol, bad input."""
 
 import json
 import math
+import os
 
+import datasets
 import numpy as np
 import pytest
 import safetensors.torch
 import scipy.stats
 import torch
-from conftest import HEADERS, WORDS, write_file, write_pair
+from conftest import WORDS, write_pair
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 
-import dataset
 import Finetuning as script
-from dataset import TASKS, Row, cut_longest_first, encode_rows, read_rows, similar_batches, task_folder, task_key
-from Finetuning import Finetuning, PUBLISHED, layerwise_groups, main, read_source, task_loss
+import tasks.glue
+from dataset import Vocabulary, cut_longest_first, encode_texts, similar_batches
+from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
 from model import Classifier, ModelConfig
+from tasks.glue import PUBLISHED, TASKS, Row, TaskFiles, task_key
 from utils import load, pick_precision, scheduled_rate
 
-LAST = "--batch-size 4 --epochs 1 --max-length 24 --precision fp32 --device cpu".split()
+FLAGS = "--batch-size 4 --epochs 1 --max-length 24 --precision fp32 --device cpu".split()
 
 
 @pytest.fixture
@@ -28,9 +31,17 @@ def tune(tmp_path, vocabulary, glue, capsys):
     weights = write_pair(tmp_path / "run", vocabulary)[1]
 
     def run(*flags, data=glue, source=weights, output=tmp_path / "out"):
-        code = main(["--weights", str(source), "--data-dir", str(data), "--output", str(output), *LAST, *flags])
+        code = main(["--weights", str(source), "--data-dir", str(data), "--output", str(output), *FLAGS, *flags])
         return code, *capsys.readouterr()
     return run
+
+
+def new_experiment(weights, output, **settings):
+    settings = Finetuning(task="rte", weights=str(weights), **settings)
+    source, saved = read_weights(settings, "rte")
+    device = torch.device("cpu")
+    return Experiment(settings, source, saved, Vocabulary.of_network(saved, source), output, device,
+                      pick_precision("fp32", device), [])
 
 
 def table(path):
@@ -108,7 +119,7 @@ def test_all_runs_what_is_there_and_prints_the_published_rows(tune, tmp_path, gl
     data = tmp_path / "data"
     for name in ("rte", "CoLA"):
         (data / name).parent.mkdir(exist_ok=True)
-        (data / name).symlink_to(task_folder(glue, task_key(name)))
+        (data / name).symlink_to(TaskFiles(task_key(name), glue).folder)
     code, out, _ = tune("--task", "all", "--seeds", "2", data=data)
     assert code == 0 and "SST-2 left out" in out and "n 2" in out
     row = next(line for line in out.splitlines() if line.startswith("| ELECTRA-Small++"))
@@ -139,8 +150,8 @@ def test_both_orders_double_the_steps_and_the_rate_follows_the_schedule(tune, tm
 
 def test_losses_are_cross_entropy_and_the_scaled_squared_error():
     logits, labels = torch.tensor([[0.2, -0.1], [0.5, 0.3]]), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    wanted = -torch.log_softmax(logits, -1)[[0, 1], [0, 1]].mean()
-    assert torch.allclose(task_loss(logits, labels, TASKS["rte"]), wanted)
+    expected = -torch.log_softmax(logits, -1)[[0, 1], [0, 1]].mean()
+    assert torch.allclose(task_loss(logits, labels, TASKS["rte"]), expected)
     assert torch.allclose(task_loss(torch.tensor([[0.5], [1.0]]), torch.tensor([5.0, 2.5]).double(), TASKS["stsb"]),
                           torch.tensor(0.25))
 
@@ -184,49 +195,91 @@ def test_the_classifier_is_a_linear_layer_on_cls_after_dropout():
 
 
 def test_predictions_come_in_the_order_of_their_rows(tmp_path, vocabulary):
-    settings = Finetuning(task="rte", weights=str(write_pair(tmp_path, vocabulary)[1]), batch_size=1, max_length=24)
-    job = script.Job(settings, read_source(settings, "rte"), tmp_path, torch.device("cpu"), pick_precision("fp32",
-                     torch.device("cpu")))
-    model = script.new_model(job, TASKS["rte"], 0)
+    experiment = new_experiment(write_pair(tmp_path, vocabulary)[1], tmp_path, batch_size=1, max_length=24)
+    classifier = script.new_classifier(experiment, experiment.saved.config, TASKS["rte"], 0)
     rng = np.random.default_rng(0)
     rows = [Row("", tuple(" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2)), 0.0) for _ in range(23)]
-    alone = np.concatenate([script.predict(job, model, [row]) for row in rows])
-    assert np.allclose(script.predict(job, model, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
+    alone = np.concatenate([script.predict(experiment, classifier, [row]) for row in rows])
+    assert np.allclose(script.predict(experiment, classifier, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
+
+
+def test_steps_without_a_finite_gradient_change_nothing_and_are_reported(tune, tmp_path, monkeypatch):
+    """The loss of the second of three steps is NaN: weights stay finite. If all are, the run ends as diverged."""
+    losses = []
+
+    def nan_at(steps):
+        def broken_loss(*arguments):
+            losses.append(task_loss(*arguments))
+            return losses[-1] * math.nan if len(losses) in steps else losses[-1]
+        return broken_loss
+    for protocol in ("original", "robust"):
+        losses.clear()
+        monkeypatch.setattr(script, "task_loss", nan_at([2]))
+        code, out, err = tune("--task", "rte", "--save-model", "--protocol", protocol, output=tmp_path / protocol)
+        assert code == 0 and "1 of 3 steps were skipped" in out + err
+        line = json.loads((tmp_path / protocol / "rte" / "seed-0" / "metrics.jsonl").read_text())
+        weights = load(tmp_path / protocol / "rte" / "seed-0" / "model.pt")["weights"]
+        assert math.isfinite(line["loss"]) and all(weight.isfinite().all() for weight in weights.values())
+    losses.clear()
+    monkeypatch.setattr(script, "task_loss", nan_at([1, 2, 3]))
+    code, _, err = tune("--task", "rte", output=tmp_path / "diverged")
+    assert code == 2 and "diverged" in err and not (tmp_path / "diverged" / "results.json").exists()
+
+
+def test_training_in_bf16_on_the_cpu_agrees_with_fp32(tune, tmp_path):
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        code, _, err = tune("--task", "stsb", "--dropout", "0", "--precision", precision, output=tmp_path / precision)
+        assert code == 0, err
+        scores[precision] = json.loads((tmp_path / precision / "stsb" / "seed-0" / "metrics.jsonl").read_text())["loss"]
+    assert scores["bf16"] == pytest.approx(scores["fp32"], rel=0.05) and scores["bf16"] != scores["fp32"]
 
 
 # Weights
 
 
-def transformers_folder(folder, kind, vocabulary, **changes):
+def test_without_weights_the_newest_run_is_taken_and_results_are_beside_it(tmp_path, vocabulary, glue, monkeypatch, capsys):
+    for seed, name in enumerate(("old", "new")):
+        weights = write_pair(tmp_path / "runs" / name, vocabulary, seed)[1]
+        os.utime(weights, (seed, seed))
+    monkeypatch.chdir(tmp_path)
+    assert main(["--task", "rte", "--data-dir", str(glue), *FLAGS]) == 0
+    assert "runs/new/disc.pt" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "new" / "glue" / "results.json").is_file()
+    assert main(["--task", "rte", "--data-dir", str(glue), "--weights", "runs/old", "--from-scratch", *FLAGS]) == 0
+    assert (tmp_path / "runs" / "old" / "glue-scratch" / "results.json").is_file()
+
+
+def transformers_folder(folder, model_class, vocabulary, **changes):
     config = ElectraConfig(vocab_size=vocabulary.size, embedding_size=8, hidden_size=16, num_hidden_layers=2,
                            num_attention_heads=2, intermediate_size=32, max_position_embeddings=30, **changes)
-    model = kind(config).eval()
+    model = model_class(config).eval()
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary.pieces()) + "\n", encoding="utf-8")
     return model
 
 
-@pytest.mark.parametrize("kind", [ElectraForPreTraining, ElectraModel])
-def test_a_transformers_folder_gives_the_same_vectors(tmp_path, vocabulary, kind):
-    theirs = transformers_folder(tmp_path, kind, vocabulary)
-    source = read_source(Finetuning(task="rte", weights=str(tmp_path)), "rte")
+@pytest.mark.parametrize("model_class", [ElectraForPreTraining, ElectraModel])
+def test_a_transformers_folder_gives_the_same_vectors(tmp_path, vocabulary, model_class):
+    reference = transformers_folder(tmp_path, model_class, vocabulary)
+    saved = read_weights(Finetuning(task="rte", weights=str(tmp_path), max_length=24), "rte")[1]
     ids = torch.randint(5, vocabulary.size, (3, 11))
     mask = torch.arange(11) < torch.tensor([[11], [7], [3]])
     segments = (torch.arange(11) > 4).long().expand(3, -1)
-    base = getattr(theirs, "electra", theirs)
+    base = getattr(reference, "electra", reference)
     with torch.no_grad():
         expected = base(ids, attention_mask=mask.long(), token_type_ids=segments).last_hidden_state
-        ours = source.encoder.eval()(ids, segments, mask)
-    assert torch.allclose(ours[mask], expected[mask], atol=1e-5)
+        vectors = saved.network.encoder(ids, segments, mask)
+    assert torch.allclose(vectors[mask], expected[mask], atol=1e-5)
 
 
 def test_the_encoder_equals_the_checkpoint_bit_for_bit_and_scratch_does_not(tmp_path, vocabulary):
     path = write_pair(tmp_path, vocabulary)[1]
     saved = load(path)["weights"]
     for scratch in (False, True):
-        settings = Finetuning(task="rte", weights=str(path), from_scratch=scratch)
-        job = script.Job(settings, read_source(settings, "rte"), tmp_path, torch.device("cpu"), None)
-        weights = script.new_model(job, TASKS["rte"], 0).encoder.state_dict()
+        experiment = new_experiment(path, tmp_path, from_scratch=scratch, max_length=24)
+        classifier = script.new_classifier(experiment, experiment.saved.config, TASKS["rte"], 0)
+        weights = classifier.encoder.state_dict()
         assert all(torch.equal(weights[name], saved[f"encoder.{name}"]) for name in weights) != scratch
         assert len(weights) == sum(name.startswith("encoder.") for name in saved)
 
@@ -261,43 +314,12 @@ def test_transformers_folders_that_do_not_fit_are_refused(tune, tmp_path, vocabu
         assert code == 2 and message in err, (name, err)
 
 
-# Files
-
-
-@pytest.mark.parametrize(("file", "text", "message"), [
-    ("train.tsv", "index\tsentence1\tlabel\n0\ta\tentailment\n", "line 1"),
-    ("train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "line 2: the label 'maybe'"),
-    ("dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\tb\n", "line 3"),
-    ("dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\t\tb\tentailment\n", "line 2"),
-    ("dev.tsv", "index\tsentence1\tsentence2\tlabel\n", "no rows"),
-    ("train.tsv", b"index\tsentence1\tsentence2\tlabel\n0\t\xff\tb\tentailment\n", "can't be read"),
-    ("train.tsv", None, "can't be read"),
-])
-def test_wrong_files_are_refused_by_name_and_line(tune, tmp_path, file, text, message):
-    for name in ("train.tsv", "dev.tsv"):
-        write_file(tmp_path / "data" / "RTE" / name, "rte", HEADERS["RTE", name], 5, 0)
-    path = tmp_path / "data" / "RTE" / file
-    path.unlink()
-    if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    code, _, err = tune("--task", "rte", data=tmp_path / "data")
-    assert code == 2 and message in err and str(path) in err and "Traceback" not in err
-
-
-def test_malformed_training_rows_are_skipped_and_counted_and_test_rows_kept(tmp_path):
-    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
-    path = tmp_path / "train.tsv"
-    path.write_text(head + '0\t1\t2\ta "b\tc\t1\r\n1\t1\t2\ta\t\t0\n2\t1\t2\ta\n3\t1\t2\tx\ty\t0\n', encoding="utf-8")
-    rows, skipped = read_rows(path, TASKS["qqp"], "train")
-    assert skipped == 2 and rows == [Row("0", ('a "b', "c"), 1.0), Row("3", ("x", "y"), 0.0)]
-    path.write_text("id\tquestion1\tquestion2\n0\ta\tb\n1\ta\nx\n", encoding="utf-8")
-    assert [(row.index, row.texts) for row in read_rows(path, TASKS["qqp"], "test")[0]] == [
-        ("0", ("a", "b")), ("1", ("a", "")), ("2", ("", ""))]
+# Input
 
 
 def test_examples_hold_both_texts(vocabulary):
-    rows = [Row("0", ("the dog", "a cat"), 0.0)]
-    (first, second), (second_too, first_too) = (encode_rows(rows, vocabulary, 20, swap)[0] for swap in (False, True))
+    texts = [("the dog", "a cat")]
+    (first, second), (second_too, first_too) = (encode_texts(texts, vocabulary, 20, swap)[0] for swap in (False, True))
     assert list(first) == list(first_too) == vocabulary.encode(["the dog"])[0] and list(second) == list(second_too)
 
 
@@ -310,26 +332,28 @@ def test_impossible_commands_end_in_one_line(tune, flags):
     assert code == 2 and "Traceback" not in err
 
 
+def test_a_wrong_file_ends_in_one_line_that_names_it(tune, tmp_path):
+    path = tmp_path / "data" / "RTE" / "train.tsv"
+    path.parent.mkdir(parents=True)
+    path.write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", encoding="utf-8")
+    code, _, err = tune("--task", "rte", data=tmp_path / "data")
+    assert code == 2 and f"{path}, line 2: the label 'maybe'" in err and err.count("\n") == 1
+
+
+def test_results_that_cannot_be_read_are_refused(tune, tmp_path):
+    (tmp_path / "out").mkdir()
+    for text in ("{", "[]", '{"runs": [{"task": "rte"}]}'):
+        (tmp_path / "out" / "results.json").write_text(text, encoding="utf-8")
+        code, _, err = tune("--task", "rte")
+        assert code == 2 and "results.json can't be read" in err
+        assert (tmp_path / "out" / "results.json").read_text(encoding="utf-8") == text
+
+
 def test_absent_data_without_a_hub_names_the_files_and_their_publisher(tune, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "reach_hub", lambda: (_ for _ in ()).throw(ConnectionError()))
+    def no_network(*_):
+        raise ConnectionError
+    monkeypatch.setattr(tasks.glue, "reach_hub", no_network)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", no_network)
     code, _, err = tune("--task", "mnli", data=tmp_path / "nothing")
     assert code == 2 and "dev_mismatched.tsv" in err and "gluebenchmark.com" in err and "--data-dir" in err
-
-
-def test_tasks_from_the_hub_read_back_as_official_files(tmp_path, monkeypatch):
-    import datasets
-    features = datasets.Features(question=datasets.Value("string"), sentence=datasets.Value("string"),
-                                 label=datasets.ClassLabel(names=["entailment", "not_entailment"]),
-                                 idx=datasets.Value("int32"))
-
-    def split(labels):
-        rows = [{"question": "a\tb?", "sentence": "c\nd", "label": label, "idx": n} for n, label in enumerate(labels)]
-        return datasets.Dataset.from_list(rows, features=features)
-    monkeypatch.setattr(dataset, "reach_hub", lambda: None)
-    splits = {"train": split([0, 1]), "validation": split([1]), "test": split([-1])}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: splits)
-    folder = dataset.fetch_task("qnli", tmp_path)
-    assert read_rows(folder / "train.tsv", TASKS["qnli"], "train") == (
-        [Row("0", ("a b?", "c d"), 0.0), Row("1", ("a b?", "c d"), 1.0)], 0)
-    assert read_rows(folder / "dev.tsv", TASKS["qnli"], "dev")[0][0].label == 1.0
-    assert read_rows(folder / "test.tsv", TASKS["qnli"], "test")[0][0].texts == ("a b?", "c d")

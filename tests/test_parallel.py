@@ -10,7 +10,7 @@ import torch
 from conftest import metrics
 
 from Pretraining import main
-from utils import load, share
+from utils import load, own_rows
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_another_number_of_processes(command, tmp_path):
         if path.name != "checkpoint-4.pt":
             path.unlink()
     result = two_processes("Pretraining.py", command(**flags))
-    assert "continuing" in result.stdout and result.returncode == 0, result.stderr
+    assert "resuming" in result.stdout and result.returncode == 0, result.stderr
     for name, weight in weights(late).items():
         torch.testing.assert_close(weight, weights(tmp_path / "one")[name], rtol=1e-4, atol=2e-6, msg=name)
 
@@ -75,9 +75,9 @@ def test_bad_input_is_told_by_every_process_and_ends_them(command):
 
 def test_the_shares_of_all_processes_make_the_whole(monkeypatch):
     for rows, processes in ((9, 2), (128, 8), (7, 7), (10, 4)):
-        monkeypatch.setattr("utils.ranks", lambda n=processes: n)
+        monkeypatch.setattr("utils.world_size", lambda n=processes: n)
         found = []
         for number in range(processes):
             monkeypatch.setattr("utils.rank", lambda n=number: n)
-            found += range(rows)[share(rows)]
+            found += range(rows)[own_rows(rows)]
         assert found == list(range(rows))

@@ -21,9 +21,10 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util import tensor_util
 
 import Pretraining as script
-from dataset import Collator, Vocabulary, candidates, mask_tokens
+from convert import to_transformers
+from dataset import Vocabulary, mask_tokens, maskable, stored_batch
 from model import Discriminator, Generator, ModelConfig, sampler_draws
-from Pretraining import Pretraining, check, draw_curves, evaluate, is_the_papers, main
+from Pretraining import Pretraining, check, evaluate, has_papers_settings, main
 from utils import InputError, from_table, load, read_settings, tomllib
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -56,7 +57,7 @@ def test_weight_files_are_self_contained(command, tmp_path):
         file = load(tmp_path / "run" / name)
         network = kind(ModelConfig(**file["model"]))
         network.load_state_dict(file["weights"])
-        vocabulary = Vocabulary.from_state(file["vocabulary"], name)
+        vocabulary = Vocabulary.from_json(file["vocabulary"], name)
         assert file["kind"] == kind.__name__.lower() and vocabulary.size == file["model"]["vocab_size"]
         assert (tmp_path / "run" / "vocab.txt").read_text().split("\n")[:-1] == vocabulary.pieces()
         for weight, value in network.state_dict().items():
@@ -85,7 +86,7 @@ def test_resumed_run_equals_unbroken_run(command, tmp_path, monkeypatch, flags):
     assert main(command("broken", **steps)) == 0
     unbroken, broken = (load(tmp_path / name / "checkpoint-60.pt") for name in ("unbroken", "broken"))
     for checkpoint in (unbroken, broken):
-        del checkpoint["window"]["seconds"]
+        del checkpoint["means"]["seconds"]
     assert_same(unbroken, broken)
     assert metrics(tmp_path / "unbroken") == metrics(tmp_path / "broken")
     assert_same(*(load(tmp_path / name / "disc.pt") for name in ("unbroken", "broken")))
@@ -127,7 +128,7 @@ def test_grad_checkpointing_changes_nothing_but_memory(command, tmp_path, monkey
     assert main(command(grad_checkpointing=True, **flags)) == 0
     plain, saving = (load(tmp_path / name / "checkpoint-8.pt") for name in ("plain", "run"))
     for checkpoint in (plain, saving):
-        del checkpoint["window"]["seconds"]
+        del checkpoint["means"]["seconds"]
     assert_same(plain, saving)
     assert metrics(tmp_path / "plain") == metrics(tmp_path / "run")
 
@@ -145,16 +146,16 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
     for part, some in enumerate(np.array_split(numbers, math.ceil(len(numbers) * 2 / 9))):
         rng.manual_seed(int(np.random.default_rng((0, part)).integers(1 << 62)))
-        batch = Collator(run.data.heldout, run.vocabulary, 24)(some)
+        batch = stored_batch(run.data.heldout, some, run.vocabulary, 24)
         masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
         with torch.no_grad():
             draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
-            output = run.electra.eval()(*batch, *masked, draws)
+            output = run.electra.eval()(batch, masked, draws)
         logits.append(output.generator_logits[masked.chosen])
         originals.append(batch.ids.gather(1, masked.positions)[masked.chosen])
-        sampled.append(output.sampled[masked.chosen])
-        real = candidates(batch, run.vocabulary)
-        for mask, some_labels, some_scores in ((real, labels, scores), (batch.mask, all_labels, all_scores)):
+        sampled.append(output.sampled_ids[masked.chosen])
+        real = maskable(batch, run.vocabulary)
+        for mask, some_labels, some_scores in ((real, labels, scores), (batch.attention_mask, all_labels, all_scores)):
             some_labels.append(output.replaced[mask])
             some_scores.append(output.discriminator_logits[mask])
     logits, originals, sampled, labels, scores, all_labels, all_scores = map(
@@ -324,7 +325,7 @@ def test_tensorboard_shows_every_metric_once_also_of_a_continued_run(command, tm
             wanted.setdefault(tag, []).append((line["step"], pytest.approx(line[name], rel=1e-6)))
     texts = [shown.pop(f"{name}/text_summary") for name in ("settings", "samples")]
     assert shown == wanted
-    assert [[step for step, _ in text] for text in texts] == [[0, 5], [0, 4, 8]]
+    assert [[step for step, _ in text] for text in texts] == [[0, 4], [0, 4, 8]]
     settings = (tmp_path / "run" / "config.toml").read_text()
     assert unescape(plugin_util.markdown_to_safe_html(texts[0][1][1])) == f"<pre><code>{settings}</code></pre>"
 
@@ -341,17 +342,17 @@ def test_samples_show_what_is_masked_generated_and_flagged(command, tmp_path, mo
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
     html = plugin_util.markdown_to_safe_html(evaluate(run)[1])
     numbers = np.linspace(0, len(run.data.heldout) - 1, 20).astype(np.int64)
-    batch = Collator(run.data.heldout, run.vocabulary, 24)(np.array_split(numbers, 4)[0])
+    batch = stored_batch(run.data.heldout, np.array_split(numbers, 4)[0], run.vocabulary, 24)
     rng = torch.Generator().manual_seed(int(np.random.default_rng((0, 0)).integers(1 << 62)))
     masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
     with torch.no_grad():
-        output = run.electra.eval()(*batch, *masked, sampler_draws(masked.positions.shape, run.model.vocab_size,
+        output = run.electra.eval()(batch, masked, sampler_draws(masked.positions.shape, run.model.vocab_size,
                                                                    run.device, rng))
     wanted, pieces = [], run.vocabulary.pieces()
     for row in range(4):
-        original, hidden = (ids[row][batch.mask[row]].tolist() for ids in (batch.ids, masked.ids))
+        original, hidden = (ids[row][batch.attention_mask[row]].tolist() for ids in (batch.ids, masked.ids))
         generated = list(original)
-        for position, used, sampled in zip(masked.positions[row], masked.chosen[row], output.sampled[row], strict=True):
+        for position, used, sampled in zip(masked.positions[row], masked.chosen[row], output.sampled_ids[row], strict=True):
             generated[position] = sampled.item() if used else generated[position]
         for name, ids, marks in (("original", original, [False] * len(original)),
                                  ("masked", hidden, [piece == run.vocabulary.mask for piece in hidden]),
@@ -367,36 +368,11 @@ def test_samples_show_what_is_masked_generated_and_flagged(command, tmp_path, mo
     assert all(any("<strong>" in line for name, line in wanted if kind in name) for kind in ("generated", "flagged"))
 
 
-def test_curves_show_the_metrics_and_the_published_points_reached(command, tmp_path, monkeypatch):
-    drawn, draw = [], script.draw
-    monkeypatch.setattr(script, "draw_curves", draw_curves)
-    monkeypatch.setattr(script, "draw", lambda *given: drawn.append(given) or draw(*given))
-    assert main(command(log_every=3)) == 0
-    lines = metrics(tmp_path / "run")
-    panels = drawn[-1][1]
-    curves = {curve.label: list(zip(curve.x, curve.y, strict=True)) for some in panels.values() for curve in some}
-    assert len(drawn) == 2 and len(panels) == 6
-    for name in ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "learning_rate", "disc_auc", "mlm_accuracy"):
-        for kind, heldout in (("training", False), ("held out", True)):
-            wanted = [(line["step"], line[name]) for line in lines if line["heldout"] == heldout and name in line]
-            assert curves.get(f"{name}, {kind}", []) == [point for point in wanted if point[0] > 0]
-    picture = (tmp_path / "run" / "curves.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
-
-    (tmp_path / "metrics.jsonl").write_text('{"step": 60000, "heldout": true, "disc_auc": 0.87}\n')
-    draw_curves(tmp_path / "metrics.jsonl", True)
-    curves = {curve.label: list(zip(curve.x, curve.y, strict=True)) for some in drawn[-1][1].values() for curve in some}
-    assert curves == {"disc_auc, held out": [(60_000, 0.87)], "disc_auc, published": [(50_000, 0.875)],
-                      "mlm_loss, published": [(10_000, 5.1), (50_000, 3.65)],
-                      "disc_loss, published": [(10_000, 0.248), (50_000, 0.221)]}
-    assert "OpenWebText" in drawn[-1][3] and "OpenWebText" not in drawn[0][3]
-
-
 def test_the_published_curve_is_for_the_papers_run_alone():
     for name, wanted in (("electra_small", True), ("electra_small_line", False), ("quickstart", False)):
         settings = read_settings(Pretraining, ["--config", str(CONFIGS / f"{name}.toml"), "--seed", "3"], Path())
-        assert is_the_papers(settings, settings.model) == wanted
-    assert not is_the_papers(Pretraining(), ModelConfig(vocab_size=4096))
+        assert has_papers_settings(settings, settings.model) == wanted
+    assert not has_papers_settings(Pretraining(), ModelConfig(vocab_size=4096))
 
 
 # Configurations and help
@@ -421,7 +397,7 @@ def test_larger_models_make_a_step(tmp_path, corpus_file, name):
     assert all(math.isfinite(line["mlm_loss"] + line["disc_loss"]) for line in metrics(tmp_path / "run"))
 
 
-def test_electra_small_is_the_papers_and_the_default():
+def test_electra_small_has_papers_settings_and_the_default():
     settings = read_settings(Pretraining, ["--config", str(CONFIGS / "electra_small.toml")], Path())
     assert dataclasses.replace(settings, config=Pretraining.config) == Pretraining()
     with pytest.raises(InputError):
@@ -438,56 +414,27 @@ def test_help_lists_every_setting_with_the_papers_default(capsys):
     assert "default: 1000000" in text and "default: 30522" in text
 
 
-# transformers' layout
+# Beginning from other weights
 
 
-def test_an_exported_run_is_the_same_in_transformers(command, tmp_path, monkeypatch):
-    from transformers import (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSequenceClassification,
-                              AutoTokenizer, pipeline)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    target = tmp_path / "export"
-    assert main(command()) == 0 and not target.exists()
-    assert main([*command(), "--export", str(target)]) == 0  # a finished run's
-    for kind, auto, network in (("generator", AutoModelForMaskedLM, Generator),
-                                ("discriminator", AutoModelForPreTraining, Discriminator)):
-        file = "gen.pt" if kind == "generator" else "disc.pt"
-        ours = script.read_network(tmp_path / "run" / file, {kind: network}, "--weights")
-        theirs = auto.from_pretrained(target / kind).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target / kind)
-        texts = [("the old dog sees a cat.", "red green tree"), ("a Bird", "the")]
-        batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt")
-        pairs = [[ours.vocabulary.encode([text])[0] for text in pair] for pair in texts]
-        for row, segments, (first, second) in zip(batch["input_ids"], batch["token_type_ids"], pairs, strict=True):
-            wanted = [ours.vocabulary.cls, *first, ours.vocabulary.sep, *second, ours.vocabulary.sep]
-            assert row.tolist()[:len(wanted)] == wanted and ours.vocabulary.unk not in wanted
-            assert segments.tolist()[:len(wanted)] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
-        mask = batch["attention_mask"].bool()
-        positions = [torch.arange(mask.shape[1]).expand(mask.shape)] * (kind == "generator")
-        with torch.no_grad():
-            mine = ours.network(batch["input_ids"], batch["token_type_ids"], mask, *positions)
-            logits = theirs(**batch).logits
-        assert torch.allclose(mine[mask], logits[mask], atol=1e-5)
-        AutoModel.from_pretrained(target / kind)
-        assert "mlm_loss" in (target / kind / "README.md").read_text()
-    AutoModelForSequenceClassification.from_pretrained(target / "discriminator", num_labels=3)
-    fill = pipeline("fill-mask", model=str(target / "generator"), top_k=2)
-    assert len(fill("the old [MASK] sees a cat.")) == 2
-
-
-def test_a_run_begins_from_transformers_weights(command, tmp_path, capsys):
-    target, other = tmp_path / "export", tmp_path / "other"
-    assert main([*command(), "--export", str(target)]) == 0
+def test_a_run_begins_from_the_weights_of_transformers_or_of_another_run(command, tmp_path, capsys):
+    exported, other = tmp_path / "exported", tmp_path / "other"
+    assert main(command()) == 0
+    assert to_transformers.main([str(tmp_path / "run"), str(exported)]) == 0
     before = load(tmp_path / "run" / "checkpoint-8.pt")["electra"]
-    for flags, kept in (({"init_from": target}, ("generator.", "discriminator.")),
-                        ({"init_from": target / "discriminator"}, ("discriminator.",))):
+    for init_from, kept in ((tmp_path / "run", ("generator.", "discriminator.")),
+                            (exported, ("generator.", "discriminator.")),
+                            (exported / "discriminator", ("discriminator.",))):
         shutil.rmtree(other, ignore_errors=True)
-        sizes = {"model__hidden_size": 32, "model__layers": 3}  # which the weights overrule
-        assert main(command("other", learning_rate=1e-30, weight_decay=0, **flags, **sizes)) == 0
+        flags = {"init_from": init_from, "learning_rate": 1e-30, "weight_decay": 0,
+                 "model__hidden_size": 32, "model__layers": 3}  # sizes that the weights overrule
+        assert main(command("other", **flags)) == 0
         after = load(other / "checkpoint-8.pt")["electra"]
         assert before.keys() == after.keys()
         assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(kept))
-        assert main(command("other", learning_rate=1e-30, weight_decay=0, **flags, **sizes)) == 0  # finished
-    (target / "discriminator" / "model.safetensors").write_bytes(b"damaged")
-    assert main(command("third", init_from=target)) == 2
+        assert main(command("other", **flags)) == 0
+        assert "finished" in capsys.readouterr().out
+    (exported / "discriminator" / "model.safetensors").write_bytes(b"damaged")
+    assert main(command("third", init_from=exported)) == 2
     assert main(command("third", init_from=tmp_path / "nothing")) == 2
     assert capsys.readouterr().err.count("error: ") == 2

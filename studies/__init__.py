@@ -1,0 +1,1 @@
+"""Studies of settings and objectives, and what shows their runs."""

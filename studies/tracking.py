@@ -1,0 +1,214 @@
+"""What a run measures: metrics.jsonl and TensorBoard events; from them curves.png; held-out examples as a table.
+
+    python -m studies.tracking runs/NAME     # draws runs/NAME/curves.png again
+"""
+
+import contextlib
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+
+from utils import rank, read_settings, replacing, reports_input_errors, require, write_text
+
+if TYPE_CHECKING:
+    from dataset import Batch, Masked, Vocabulary
+    from model import ElectraOutput
+
+STALLED_EVALUATIONS = 5  # evaluations without progress that cause a warning
+SAMPLES = 4  # held-out examples in the table
+# Panels of the figure and the metrics that each of them shows
+PANELS = {"generator: loss": ["mlm_loss"], "discriminator: loss": ["disc_loss"], "discriminator: AUC": ["disc_auc"],
+          "generator: accuracy": ["mlm_accuracy", "sampled_accuracy"],
+          "discriminator: accuracy, precision, recall": ["disc_accuracy", "disc_precision", "disc_recall"],
+          "learning rate": ["learning_rate"]}
+STYLES: dict[str, dict[str, Any]] = {
+    "training": {"linewidth": 0.8, "alpha": 0.6}, "held out": {"marker": "o", "markersize": 3},
+    "published": {"marker": "X", "markersize": 9, "markeredgecolor": "black", "linestyle": "none", "zorder": 3}}
+# ELECTRA-Small on OpenWebText, read off a picture in google-research/electra issue 3: on training data, without dropout,
+# the AUC with padding counted
+PUBLISHED = [
+    {"step": 10_000, "mlm_loss": 5.1, "disc_loss": 0.248},
+    {"step": 50_000, "mlm_loss": 3.65, "disc_loss": 0.221, "disc_auc": 0.875},
+    {"step": 100_000, "mlm_loss": 3.51, "disc_loss": 0.208, "disc_auc": 0.890},
+    {"step": 200_000, "mlm_loss": 3.43, "disc_loss": 0.194, "disc_auc": 0.904, "mlm_accuracy": 0.433,
+     "sampled_accuracy": 0.328, "disc_accuracy": 0.930, "disc_precision": 0.740},
+    {"step": 1_000_000, "mlm_loss": 3.26, "disc_loss": 0.160, "disc_auc": 0.935, "mlm_accuracy": 0.454,
+     "sampled_accuracy": 0.351, "disc_accuracy": 0.942, "disc_precision": 0.783}]
+PUBLISHED_NOTE = "published: Small on OpenWebText, google-research/electra issue 3, read off a picture"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Draws the curves of a pretraining run again, from its metrics.jsonl."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run folder."""
+    published: bool = False
+    """Add the published curve of ELECTRA-Small, for a run with the paper's settings."""
+
+
+@reports_input_errors
+def main(argv: list[str]) -> int:
+    settings = read_settings(Curves, argv)
+    run = Path(settings.run)
+    require((run / "metrics.jsonl").is_file(), f"{run} holds no metrics.jsonl: expected the folder of a pretraining run")
+    draw_curves(run, settings.published)
+    print(run / "curves.png")
+    return 0
+
+
+class MetricsLog:
+    """metrics.jsonl of a run, one JSON object a line, and the same numbers as TensorBoard events. Rank 0 writes.
+
+    Lines of steps after `first_step` were written by a run that stopped before it saved them; they are dropped.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        self.path = folder / "metrics.jsonl"
+        lines = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
+        self.records = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that a crash cut off
+                record = json.loads(line)
+                if record["step"] <= first_step:
+                    self.records.append(record)
+        if rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter  # imported where it is used: it takes a second
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self.events = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+
+    def write(self, step: int, heldout: bool, values: dict[str, float]) -> None:
+        """Adds one line, and TensorBoard's scalars under train/ or heldout/."""
+        record = {"step": step, "heldout": heldout} | values
+        self.records.append(record)
+        if rank():
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(f"{'heldout' if heldout else 'train'}/{name}", value, step)
+        self.events.flush()
+
+    def write_markdown(self, step: int, tag: str, text: str) -> None:
+        """Adds a text to TensorBoard."""
+        if rank() == 0:
+            self.events.add_text(tag, text, step)
+            self.events.flush()
+
+
+def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
+    """What STALLED_EVALUATIONS evaluations without progress suggest; `entropy` of the held-out pieces in nats."""
+    if len(heldout) <= STALLED_EVALUATIONS:
+        return
+    before, recent = heldout[-STALLED_EVALUATIONS - 1], heldout[-STALLED_EVALUATIONS:]
+    if all(metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
+        yield (f"the discriminator has been at chance for {STALLED_EVALUATIONS} evaluations: the learning rate may be too "
+               "high, disc_weight too low, or the generator may know no more than word frequencies yet")
+    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
+        yield (f"the generator's loss has not moved for {STALLED_EVALUATIONS} evaluations and is near that of word "
+               f"frequencies ({entropy:.2f}): the learning rate may be too high or too low, or more steps are needed")
+
+
+class Detection(NamedTuple):
+    """How well scores separate positives from negatives; `auc_error` is the AUC's standard error."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    auc: float
+    auc_error: float
+
+
+def detection_metrics(labels: np.ndarray, scores: np.ndarray) -> Detection:
+    """Of bool `labels` (N,) and real `scores` (N,), predicted true where positive; AUC is NaN if there is one class only."""
+    from sklearn.metrics import precision_score, recall_score, roc_auc_score  # imported where used: it takes a second
+    predicted = scores > 0
+    auc = float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else math.nan
+    return Detection(float((predicted == labels).mean()), float(precision_score(labels, predicted, zero_division=0.0)),
+                     float(recall_score(labels, predicted, zero_division=0.0)), auc, auc_error(auc, labels))
+
+
+def auc_error(auc: float, labels: np.ndarray) -> float:
+    """Standard error of an AUC (Hanley and McNeil, 1982, equation 2)."""
+    positives, negatives = max(1, int(labels.sum())), max(1, int((~labels).sum()))
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
+    return (variance / (positives * negatives)) ** 0.5
+
+
+def draw_curves(run: Path, published: bool) -> None:
+    """Writes curves.png into a run folder, with the published points up to the step reached if `published`."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report on its font cache
+    from matplotlib.figure import Figure  # imported where it is used: it takes a second
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+    curves = read_curves(run, published)
+    figure = Figure((12.0, 6.0), dpi=72)
+    margins = {"left": 0.04, "right": 0.99, "bottom": 0.12, "top": 0.95, "hspace": 0.2, "wspace": 0.15}
+    grid = figure.subplots(2, len(PANELS) // 2, sharex=True, gridspec_kw=margins)
+    for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
+        for number, name in enumerate(names):
+            for label, records in curves.items():
+                points = [(record["step"], record[name]) for record in records if name in record]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=f"{name}, {label}", color=f"C{number}", **STYLES[label])
+        axes.set(title=title, xscale="log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(fontsize="small")
+    for axes in grid[1]:
+        axes.set_xlabel("steps")
+    caption = f"{run}; {PUBLISHED_NOTE}" if curves["published"] else str(run)
+    figure.text(0.5, 0.02, caption, ha="center", fontsize="small")
+    with replacing(run / "curves.png") as temporary:
+        figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
+
+
+def read_curves(run: Path, published: bool) -> dict[str, list[dict[str, float]]]:
+    """The records of metrics.jsonl, and the published ones, by the label of their curve."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    reached = records[-1]["step"] if published else 0
+    return {"training": [record for record in records if not record["heldout"]],
+            # The axis is logarithmic, so it can't show step 0.
+            "held out": [record for record in records if record["heldout"] and record["step"] > 0],
+            "published": [record for record in PUBLISHED if record["step"] <= reached]}
+
+
+def sample_table(vocabulary: "Vocabulary", batch: "Batch", masked: "Masked", output: "ElectraOutput") -> str:
+    """The first examples of a batch as a Markdown table: their pieces before, in and after the generator, and those that
+    the discriminator flags."""
+    rows = {"original": (batch.ids, torch.zeros_like(batch.attention_mask)),
+            "masked": (masked.ids, masked.ids != batch.ids),
+            "generated": (output.corrupted_ids, output.replaced),
+            "flagged": (output.corrupted_ids, output.discriminator_logits > 0)}
+    lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
+    for number, tokens in enumerate(batch.attention_mask[:SAMPLES]):
+        for name, (ids, bold) in rows.items():
+            pieces = [vocabulary.tokenizer.id_to_token(piece) for piece in ids[number, tokens].tolist()]
+            words = [f"**{escape(piece)}**" if is_bold else escape(piece)
+                     for piece, is_bold in zip(pieces, bold[number, tokens].tolist(), strict=True)]
+            text = " ".join(words).replace(" &#35;&#35;", "")  # joins word pieces, whose ## is escaped
+            lines.append(f"| {number + 1} {name} | {text} |")
+    return "\n".join(lines)
+
+
+def escape(piece: str) -> str:
+    """Signs that Markdown could read as markup, as HTML entities."""
+    return re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", piece)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
