@@ -21,10 +21,12 @@ import tyro
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from convert.hub import hub_folder
 from convert.names import config_from_transformers, load_transformers
-from dataset import TOKENIZER_FILES, Vocabulary, load_vocabulary
+from convert.vocabulary import TOKENIZER_FILES, load_vocabulary
+from dataset import Vocabulary
 from model import Discriminator, Generator, ModelConfig, SavedNetwork, save_network
-from utils import InputError, hub_folder, load, reports_input_errors, require
+from utils import InputError, load, reports_input_errors, require
 
 COMMAND = "convert.from_transformers"
 WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]  # the first one that exists is read

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, decoders, normalizers, processors
 from torch import Tensor
 
 from convert.names import TIED, classifier_to_transformers, config_to_transformers, to_transformers
-from dataset import SPECIAL_TOKENS, TOKENIZER_FILES, Vocabulary
+from convert.vocabulary import TOKENIZER_FILES
+from dataset import SPECIAL_TOKENS, Vocabulary
 from model import SavedNetwork, load_network
 from tasks.glue import TASKS
 from utils import InputError, replacing, reports_input_errors, require, write_text
