@@ -11,7 +11,6 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Batch, Segments, Vocabulary, collate, content_key, encode_texts, similar_batches
+from dataset import Segments, Vocabulary, content_key
 from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
+from tasks.encoding import encode_texts, length_batches
 from tasks.glue import TASKS, Row, Task, TaskData, glue_table, read_all_tasks, read_task, task_key, tsv_lines
 from tasks.metrics import METRICS
 from utils import (Adam, InputError, Precision, bounded, locked, newest_run_file, pick_device, pick_precision,
@@ -192,9 +192,6 @@ def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
     return digest.hexdigest()
 
 
-# Texts
-
-
 def read_user_rows(file: str, task: Task) -> list[Row]:
     """A user's texts; the index of each is the number of its line."""
     rows = []
@@ -204,14 +201,6 @@ def read_user_rows(file: str, task: Task) -> list[Row]:
         rows.append(Row(str(number), tuple(texts), math.nan))
     require(bool(rows), f"no text in {file}: expected one a line, or a pair separated by a tab")
     return rows
-
-
-def length_batches(examples: list[Segments], vocabulary: Vocabulary, max_length: int, batch_size: int,
-                   rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Batch]]:
-    """All examples once, in batches of similar length: their numbers (B,) and the batch."""
-    lengths = np.array([len(first) + len(second) for first, second in examples])
-    for numbers in similar_batches(lengths, batch_size, rng):
-        yield numbers, collate([examples[number] for number in numbers], vocabulary, max_length)
 
 
 # Runs

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataset import Batch, Data, Masked, Store, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
-from model import (Electra, ModelConfig, SavedNetwork, load_network, sampler_draws, save_network, training_flops,
+from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
+from model import (Electra, ModelConfig, SavedNetwork, load_network, sampler_draws, save_network,
                    use_bf16_cpu_kernels)
-from studies.tracking import MetricsLog, detection_metrics, draw_curves, learning_warnings, sample_table
+from studies.compute import training_flops
+from studies.tracking import (MetricsLog, detection_metrics, draw_curves, learning_warnings, sample_table,
+                              unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
                    gather_from_processes, load, locked, own_rows, pick_device, pick_precision, process_group, rank,
                    read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite, stop_signals,
@@ -324,7 +326,7 @@ def describe(run: Run) -> None:
     print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
           f"and {counts['unknown']:,} unknown; {len(run.data.train):,} training examples of "
           f"{int(run.data.train.ends[-1]):,} pieces an epoch, {len(run.data.heldout):,} held out")
-    entropy, share = unigram_baseline(run.data.heldout)
+    entropy, share = unigram_baseline(run.data.heldout.ids)
     print(f"held-out text: unigram entropy {entropy:.3f} nats; always guessing the most frequent piece is right {share:.3f}")
     both, discriminator = (sum(parameter.numel() for parameter in module.parameters())
                            for module in (run.electra, run.electra.discriminator))
@@ -333,13 +335,6 @@ def describe(run: Run) -> None:
     print(f"model: {discriminator / 1e6:.2f} M parameters in the discriminator, {both / 1e6:.2f} M with the generator; "
           f"{flops:.2e} FLOPs in {settings.steps:,} steps of {settings.batch_size} x {settings.max_length} tokens")
     print(f"device: {run.device}, {run.precision.name}" + (f", one of {world_size()} processes" if world_size() > 1 else ""))
-
-
-def unigram_baseline(store: Store) -> tuple[float, float]:
-    """What needs no context: the entropy of the pieces' frequencies in nats, and the share of the most frequent piece."""
-    frequencies = np.bincount(store.ids[:10_000_000])
-    p = frequencies[frequencies > 0] / frequencies.sum()
-    return float(-(p * np.log(p)).sum()), float(p.max())
 
 
 def write_checkpoint(run: Run, step: int, means: "RunningMeans") -> None:
@@ -381,7 +376,7 @@ def train(run: Run, first_step: int, means: "RunningMeans", received: list[signa
     slowest, before = 0.0, time.monotonic()
     bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
-        means.add(training_step(run, batch, step, rng))
+        means.add(*training_step(run, batch, step, rng))
         done = step + 1
         last = done == settings.steps
 
@@ -389,7 +384,7 @@ def train(run: Run, first_step: int, means: "RunningMeans", received: list[signa
         if done % settings.log_every == 0 or last:
             values = means.close()
             report_bad_steps(run, done, values)
-            log.write(done, False, values)
+            log.write(done, False, values | {"learning_rate": learning_rate(settings, step)})
             bar.set_postfix({"mlm": f"{values['mlm_loss']:.3f}", "disc": f"{values['disc_loss']:.4f}",
                              "tokens/s": f"{values['tokens_per_second']:,.0f}"})
 
@@ -411,19 +406,11 @@ def train(run: Run, first_step: int, means: "RunningMeans", received: list[signa
     return settings.steps
 
 
-class StepResult(NamedTuple):
-    """What a step measured, on the device."""
-
-    values: Tensor  # (5,), RunningMeans.COLUMNS
-    finite: Tensor  # () bool: whether loss and gradient were finite, so that the step was made
-    rate: float
-
-
-def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> StepResult:
+def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """One optimizer step, without waiting for the device. A step that is not finite changes no weight.
 
-    Every process masks the whole batch and draws for it, then trains on its share of the rows: what a row gets does not
-    depend on the number of processes.
+    Returns RunningMeans.COLUMNS (5,) of the batch and whether loss and gradient were finite, () bool. Every process masks
+    the whole batch and draws for it, then trains on its rows: what a row gets doesn't depend on the number of processes.
     """
     settings = run.settings
     batch = batch.to(run.device)
@@ -442,15 +429,18 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> St
     finite = (norm + values.sum()).isfinite()
 
     # Schedule and step.
-    rate = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate(settings, step)
     skip_unless_finite(run.optimizer, finite)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.scaler.is_enabled():
         run.scaler.update()
-    return StepResult(values, finite, rate)
+    return values, finite
+
+
+def learning_rate(settings: Pretraining, step: int) -> float:
+    return scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
@@ -502,7 +492,6 @@ class RunningMeans:
         # Steps made, steps skipped, and skipped steps in a row up to the last one.
         self.counts = torch.tensor(state.get("counts", [0, 0, 0]), device=device)
         self.seconds = state.get("seconds", 0.0)
-        self.rate = 0.0
         self.started = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
@@ -517,11 +506,10 @@ class RunningMeans:
         yield
         self.started = time.perf_counter()
 
-    def add(self, result: StepResult) -> None:
-        self.sums += torch.where(result.finite, result.values, 0.0)
+    def add(self, values: Tensor, finite: Tensor) -> None:
+        self.sums += torch.where(finite, values, 0.0)
         made, skipped, in_a_row = self.counts
-        self.counts = torch.stack([made + result.finite, skipped + ~result.finite, (in_a_row + 1) * ~result.finite])
-        self.rate = result.rate
+        self.counts = torch.stack([made + finite, skipped + ~finite, (in_a_row + 1) * ~finite])
 
     def close(self) -> dict[str, float]:
         """The means, and a new beginning."""
@@ -529,8 +517,7 @@ class RunningMeans:
         made, skipped, in_a_row = self.counts.tolist()
         seconds = self.seconds + time.perf_counter() - self.started
         values = dict(zip(self.COLUMNS, [total / max(1, made) for total in sums], strict=False))
-        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": in_a_row,
-                   "learning_rate": self.rate}
+        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
         self.__init__(self.sums.device, {"counts": [0, 0, in_a_row]})
         return values
 
@@ -557,7 +544,7 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     for warning in learning_warnings([record for record in log.records if record["heldout"]],
-                                     unigram_baseline(run.data.heldout)[0]):
+                                     unigram_baseline(run.data.heldout.ids)[0]):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
         draw_curves(run.output, has_papers_settings(run.settings, run.model))

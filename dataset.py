@@ -8,14 +8,12 @@ import codecs
 import contextlib
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import math
 import os
 import random
 import shutil
-import sys
 import unicodedata
 import zlib
 from array import array
@@ -24,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +35,7 @@ from utils import InputError, locked, require, shuffled, write_text
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
-STDIN = Path("-")
+STDIN = Path("-")  # standard input in place of a file
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
 HELDOUT_FRACTION = 100  # one document in so many is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
@@ -93,14 +91,15 @@ class Corpus(NamedTuple):
 
 
 def read_lines(paths: Iterable[Path]) -> Iterator[str]:
-    """Stripped lines of text files (plain, .gz, .bz2, .xz), runs of blank lines as one "", and "" after each file.
+    """Stripped lines of UTF-8 text (plain, .gz, .bz2, .xz), runs of blank lines as one "", and "" after each file.
 
-    STDIN is standard input. Raises InputError for a file that can't be read.
+    Bytes that are not UTF-8 are read as U+FFFD. Raises InputError for a file that can't be read.
     """
     for path in paths:
         last_line_blank, last_line_ended = True, True
         try:
-            with open_text(path) as file:
+            with OPENERS.get(path.suffix, open)(0 if path == STDIN else path, "rt", encoding="utf-8-sig",
+                                                errors="replace") as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
                     text = line.strip()
                     if text or (last_line_ended and not last_line_blank):
@@ -111,20 +110,6 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
             raise InputError(f"text file {path} can't be read: {error}") from None
         if not last_line_blank:
             yield ""
-
-
-def open_text(path: Path) -> contextlib.AbstractContextManager[TextIO]:
-    """A text file or STDIN, decompressed by its suffix, as UTF-8; other bytes are read as U+FFFD."""
-    if path == STDIN:
-        return contextlib.nullcontext(standard_input())
-    return OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", errors="replace")
-
-
-def standard_input() -> TextIO:
-    """sys.stdin, read as files are."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-    return sys.stdin
 
 
 def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
@@ -186,18 +171,16 @@ class Vocabulary:
     def from_json(cls, text: str, source: str) -> "Vocabulary":
         """InputError, naming the `source`, if `text` is not a tokenizer's JSON."""
         try:
-            tokenizer = Tokenizer.from_str(text)
+            return cls(Tokenizer.from_str(text), source)
         except Exception as error:  # tokenizers raises bare Exception
-            raise InputError(f"{source} holds no readable tokenizer: {error}") from None
-        return cls(tokenizer, source)
+            raise InputError(f"{source} holds no usable tokenizer: {error}") from None
 
     @classmethod
     def of_network(cls, saved: Any, source: str) -> "Vocabulary":
         """The vocabulary of a model.SavedNetwork; InputError if the network has another number of pieces."""
-        vocabulary = cls.from_json(saved.tokenizer, source)
-        require(vocabulary.size == saved.config.vocab_size,
-                f"{source} has {vocabulary.size:,} pieces and weights for {saved.config.vocab_size:,}: "
-                "they belong to different models")
+        vocabulary, expected = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
+        require(vocabulary.size == expected, f"{source} has {vocabulary.size:,} pieces and weights for {expected:,}: "
+                                             "they belong to different models")
         return vocabulary
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dataset import Batch, Masked, Vocabulary
     from model import ElectraOutput
 
+BASELINE_PIECES = 10_000_000  # of the held-out text, for the frequencies of the pieces
 STALLED_EVALUATIONS = 5  # evaluations without progress that cause a warning
 SAMPLES = 4  # held-out examples in the table
 # Panels of the figure and the metrics that each of them shows
@@ -104,6 +105,13 @@ class MetricsLog:
         if rank() == 0:
             self.events.add_text(tag, text, step)
             self.events.flush()
+
+
+def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
+    """What needs no context: the entropy in nats of the frequencies of pieces (N,), and the share of the most frequent."""
+    frequencies = np.bincount(ids[:BASELINE_PIECES])
+    p = frequencies[frequencies > 0] / frequencies.sum()
+    return float(-(p * np.log(p)).sum()), float(p.max())
 
 
 def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:

@@ -14,7 +14,8 @@ import model
 from convert.names import to_transformers
 from dataset import Batch, Masked
 from model import (CpuAttention, CpuDropout, Electra, ModelConfig, attention, by_row, cross_entropy, dropout_mask,
-                   gumbel_noise, sampler_draws, training_flops, use_bf16_cpu_kernels)
+                   gumbel_noise, sampler_draws, use_bf16_cpu_kernels)
+from studies.compute import training_flops
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZES = [

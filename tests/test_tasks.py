@@ -1,4 +1,4 @@
-"""tasks/: GLUE's official files and the hub in, the same rows out; metrics; files that are not the task's."""
+"""tasks/: GLUE's official files or the hub in, the same rows out; metrics; examples; files that are not the task's."""
 
 import datasets
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from conftest import HEADERS, write_file
 
 import tasks.glue
+from tasks.encoding import cut_longest_first, encode_texts
 from tasks.glue import TASKS, Row, TaskFiles, parse_rows, read_task, task_key, tsv_lines
 from tasks.metrics import METRICS
 from utils import InputError
@@ -177,3 +178,22 @@ def test_without_the_hub_its_cache_is_used_and_an_absent_task_names_files_and_pu
     with pytest.raises(InputError) as error:
         read_task("mnli", tmp_path, training=True, predicting=False)
     assert all(text in str(error.value) for text in ("dev_mismatched.tsv", "gluebenchmark.com", "--data-dir"))
+
+
+# Encoding
+
+
+def test_examples_hold_both_texts(vocabulary):
+    texts = [("the dog", "a cat")]
+    (first, second), (second_too, first_too) = (encode_texts(texts, vocabulary, 20, swap)[0] for swap in (False, True))
+    assert list(first) == list(first_too) == vocabulary.encode(["the dog"])[0] and list(second) == list(second_too)
+
+
+def test_pairs_are_cut_longest_first():
+    def plain(first, second, room):  # one piece at a time, as the original
+        first, second = list(first), list(second)
+        while len(first) + len(second) > room:
+            (first if len(first) > len(second) else second).pop()
+        return first, second
+    for a, b, room in [(3, 9, 6), (9, 3, 6), (5, 5, 7), (1, 2, 10), (0, 9, 4)]:
+        assert tuple(map(list, cut_longest_first(list(range(a)), list(range(b)), room))) == plain(range(a), range(b), room)

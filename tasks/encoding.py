@@ -1,0 +1,45 @@
+"""Rows of one or two texts in; token ids cut to length, and batches of similar length out."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dataset import Batch, Segments, Vocabulary, collate, similar_batches
+
+CHUNK_ROWS = 2_048  # tokenized at a time
+
+
+def encode_texts(texts: Sequence[tuple[str, ...]], vocabulary: Vocabulary, max_length: int,
+                 swap: bool = False) -> list[Segments]:
+    """Examples of rows of one or two texts, cut longest first to fit `max_length`; `swap` exchanges the two texts."""
+    examples = []
+    for start in range(0, len(texts), CHUNK_ROWS):
+        columns = list(zip(*texts[start:start + CHUNK_ROWS], strict=True))
+        encoded = [vocabulary.encode(list(column)) for column in (reversed(columns) if swap else columns)]
+        for segments in zip(*encoded, strict=True):
+            first, second = segments if len(segments) > 1 else (segments[0], [])
+            first, second = cut_longest_first(first, second, max_length - (3 if second else 2))
+            examples.append((np.array(first, np.uint16), np.array(second, np.uint16)))
+    return examples
+
+
+def cut_longest_first(first: list[int], second: list[int], room: int) -> Segments:
+    """Both segments in at most `room` pieces: the longer one loses its last pieces, the second one if they are equal.
+
+    This is the original's rule (google-research/electra, finetune/classification/classification_tasks.py).
+    """
+    a, b = len(first), len(second)
+    while a + b > room:
+        if a > b:
+            a -= 1
+        else:
+            b -= 1
+    return first[:a], second[:b]
+
+
+def length_batches(examples: list[Segments], vocabulary: Vocabulary, max_length: int, batch_size: int,
+                   rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Batch]]:
+    """All examples once, in batches of similar length and random order: the examples' numbers (B,) and the batch."""
+    lengths = np.array([len(first) + len(second) for first, second in examples])
+    for numbers in similar_batches(lengths, batch_size, rng):
+        yield numbers, collate([examples[number] for number in numbers], vocabulary, max_length)
