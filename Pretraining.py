@@ -489,8 +489,8 @@ class RunningMeans:
 
     def __init__(self, device: torch.device, state: dict[str, Any]):
         self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=device)
-        # Steps made, steps skipped, and skipped steps in a row up to the last one.
-        self.counts = torch.tensor(state.get("counts", [0, 0, 0]), device=device)
+        # Steps made, steps skipped, skipped steps in a row up to the last one, and the most in a row.
+        self.counts = torch.tensor(state.get("counts", [0, 0, 0, 0]), device=device)
         self.seconds = state.get("seconds", 0.0)
         self.started = time.perf_counter()
 
@@ -508,17 +508,18 @@ class RunningMeans:
 
     def add(self, values: Tensor, finite: Tensor) -> None:
         self.sums += torch.where(finite, values, 0.0)
-        made, skipped, in_a_row = self.counts
-        self.counts = torch.stack([made + finite, skipped + ~finite, (in_a_row + 1) * ~finite])
+        made, skipped, in_a_row, most_in_a_row = self.counts
+        in_a_row = (in_a_row + 1) * ~finite
+        self.counts = torch.stack([made + finite, skipped + ~finite, in_a_row, most_in_a_row.maximum(in_a_row)])
 
     def close(self) -> dict[str, float]:
         """The means, and a new beginning."""
         *sums, tokens = self.sums.tolist()
-        made, skipped, in_a_row = self.counts.tolist()
+        made, skipped, in_a_row, most_in_a_row = self.counts.tolist()
         seconds = self.seconds + time.perf_counter() - self.started
         values = dict(zip(self.COLUMNS, [total / max(1, made) for total in sums], strict=False))
-        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": in_a_row}
-        self.__init__(self.sums.device, {"counts": [0, 0, in_a_row]})
+        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": most_in_a_row}
+        self.__init__(self.sums.device, {"counts": [0, 0, in_a_row, 0]})
         return values
 
 
@@ -527,8 +528,8 @@ def report_bad_steps(run: Run, done: int, values: dict[str, float]) -> None:
     in_a_row = values.pop("skipped_in_a_row")
     if values["skipped_steps"]:
         scale = f"; loss scale {run.scaler.get_scale():g}" if run.scaler.is_enabled() else ""
-        tqdm.write(f"warning: {values['skipped_steps']} steps before step {done:,} skipped, their loss or gradient was not "
-                   f"finite{scale}")
+        tqdm.write(f"warning: {values['skipped_steps']} of the steps up to step {done:,} skipped, because their loss or "
+                   f"gradient was not finite{scale}")
     require(in_a_row < run.settings.max_bad_steps,
             f"{in_a_row} steps in a row without a finite loss and gradient: the run has diverged. The last checkpoint in "
             f"{run.output} is from before; lower --learning-rate")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -201,11 +202,12 @@ def poison(monkeypatch, steps):
 def test_a_step_without_finite_numbers_is_skipped_and_told(command, tmp_path, monkeypatch, capsys, precision):
     poison(monkeypatch, {2, 5})
     assert main(command(precision=precision)) == 0
-    skipped = capsys.readouterr().out.count("skipped: its loss or gradient is not finite")
+    warnings = re.findall(r"warning: (\d+) of the steps up to step [\d,]+ skipped", capsys.readouterr().out)
+    skipped = sum(map(int, warnings))
     assert skipped == 2 if precision == "fp32" else skipped >= 2  # fp16 overflows until its scale fits
     last = load(tmp_path / "run" / "checkpoint-8.pt")
     assert all(weight.isfinite().all() for weight in last["electra"].values())
-    assert {int(group["steps"]) for group in last["optimizer"]["param_groups"]} == {8 - skipped}
+    assert all(state["exp_avg"].isfinite().all() for state in last["optimizer"]["state"].values())
     assert sum(line["skipped_steps"] for line in metrics(tmp_path / "run") if not line["heldout"]) == skipped
 
 
@@ -230,7 +232,7 @@ def weights_files(folder, vocabulary):
     sizes, weights = whole["model"], whole["weights"]
     first = next(iter(weights))
     return {
-        "a list": ([1, 2], "something else"),
+        "a list": ([1, 2], "not a weights file"),
         "absurd width": (whole | {"model": sizes | {"hidden_size": 1 << 40}}, "fit together"),
         "absurd depth": (whole | {"model": sizes | {"layers": 1 << 40}}, "layers from"),
         "absurd vocabulary": (whole | {"model": sizes | {"vocab_size": 1 << 45}}, "fit together"),
@@ -241,7 +243,7 @@ def weights_files(folder, vocabulary):
         "NaN": (whole | {"weights": weights | {first: torch.full_like(weights[first], torch.nan)}}, "not finite"),
         "a weight missing": (whole | {"weights": {k: v for k, v in weights.items() if k != first}}, first),
         "a surplus weight": (whole | {"weights": weights | {"more": torch.zeros(1)}}, "more"),
-        "no vocabulary": (whole | {"vocabulary": "{}"}, "fit together"),
+        "no vocabulary": (whole | {"vocabulary": "{}"}, "no usable tokenizer"),
         "text for weights": (whole | {"weights": "text"}, "fit together"),
     }
 

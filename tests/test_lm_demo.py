@@ -216,9 +216,10 @@ def test_batches_have_similar_lines_and_sentences_keep_their_order(demo, vocabul
 
 def test_standard_input_is_read_and_an_empty_line_ends_the_prompt(demo, weights, capsys, monkeypatch):
     expected = demo(["the old dog", "a cat"])[1]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffthe old dog\na cat\n".encode())))
-    assert main(["--weights", str(weights[0]), "--input", "-", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
+    result = subprocess.run([sys.executable, LM_DEMO.__file__, "--weights", str(weights[0]), "--input", "-",
+                             "--device", "cpu"], input="\ufeffthe old dog\na cat\n".encode(), capture_output=True)
+    out = result.stdout.decode()
+    assert result.returncode == 0, result.stderr
     assert rows(out, "generated") == rows(expected, "generated") and "\nstandard input: 2 sentences" in out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert main(["--weights", str(weights[0]), "--device", "cpu"]) == 0 and "0 sentences" in capsys.readouterr().out
@@ -284,7 +285,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
         ([1, 2], "not a weights file"), ({"electra": {}}, "not a weights file"), (content | {"kind": 3}, "holds a 3"),
         (content | {"model": {"size": 1}}, "size"), (content | {"model": content["model"] | {"layers": 2}}, "layers.1"),
         (content | {"model": content["model"] | {"embedding_size": 9}}, "size mismatch"),
-        (content | {"vocabulary": "{}"}, "no readable tokenizer"),
+        (content | {"vocabulary": "{}"}, "no usable tokenizer"),
         (content | {"vocabulary": other.to_json()}, "6 pieces"),
         (content | {"weights": tensors | {name: torch.full_like(tensor, float("nan"))}}, "not finite"),
     ]:
