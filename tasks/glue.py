@@ -133,9 +133,9 @@ class TaskFiles:
     @cached_property
     def hub_splits(self) -> dict[str, Any]:
         """All splits by the hub's names, downloaded or from the cache of `datasets`; InputError without either."""
-        import datasets  # imported where it is used: it takes two seconds
+        import datasets  # both are imported where they are used: they take two seconds
+        from convert.hub import reach_hub
         try:
-            from convert.hub import reach_hub  # imported where it is used
             reach_hub()
         except Exception:  # no network, no such host, offline mode: each its own type
             datasets.config.HF_HUB_OFFLINE = True  # load_dataset then uses its cache without half a minute of retries
