@@ -16,7 +16,6 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 
 import Finetuning as script
-import convert.hub
 from dataset import Vocabulary, similar_batches
 from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
 from model import Classifier, ModelConfig
@@ -370,7 +369,7 @@ def test_results_that_cannot_be_read_are_refused(tune, tmp_path):
 def test_absent_data_without_a_hub_names_the_files_and_their_publisher(tune, tmp_path, monkeypatch):
     def no_network(*_):
         raise ConnectionError
-    monkeypatch.setattr(convert.hub, "reach_hub", no_network)
+    monkeypatch.setattr("convert.hub.reach_hub", no_network)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", no_network)
     code, _, err = tune("--task", "mnli", data=tmp_path / "nothing")

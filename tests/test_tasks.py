@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from conftest import HEADERS, write_file
 
-import convert.hub
 from tasks.encoding import cut_longest_first, encode_texts
 from tasks.glue import TASKS, Row, TaskFiles, parse_rows, read_task, task_key, tsv_lines
 from tasks.metrics import METRICS
@@ -138,7 +137,7 @@ def hub_splits(key, labels):
 @pytest.fixture
 def hub(monkeypatch):
     """A hub that has every task, with the labels 0, 1, 1 (of STS-B 0, 2.5, 5)."""
-    monkeypatch.setattr(convert.hub, "reach_hub", lambda: None)
+    monkeypatch.setattr("convert.hub.reach_hub", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda _, key: hub_splits(key, [0, 1, 1] if HUB[key][1] else [0, 2.5, 5]))
 
 
@@ -171,7 +170,7 @@ def test_without_the_hub_its_cache_is_used_and_an_absent_task_names_files_and_pu
         if key != "rte":
             raise ConnectionError
         return hub_splits(key, [0, 1])
-    monkeypatch.setattr(convert.hub, "reach_hub", no_network)
+    monkeypatch.setattr("convert.hub.reach_hub", no_network)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", cached)
     assert len(TaskFiles("rte", tmp_path).read("train.tsv", "train")[0]) == 2
