@@ -212,8 +212,8 @@ def parse_rows(lines: Iterator[Line], source: str, task: Task, split: str) -> tu
         if malformed and split == "train":
             skipped += 1
             continue
-        require(not malformed or split == "test", f"{place}: {len(fields)} fields, expected {len(columns)}, or an empty "
-                "text. Every dev row counts: repair the line")
+        require(not malformed or split == "test", f"{place}: {len(fields)} fields, expected {len(columns)}, or an "
+                "empty text. Every dev row counts: repair the line")
         index = values.get("index", values.get("id", ""))
         label = math.nan if split == "test" else read_label(values[task.label], task, place)
         rows.append(Row(index if index.isdecimal() else str(len(rows)), texts, label))
