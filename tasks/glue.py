@@ -133,9 +133,9 @@ class TaskFiles:
     @cached_property
     def hub_splits(self) -> dict[str, Any]:
         """All splits by the hub's names, downloaded or from the cache of `datasets`; InputError without either."""
-        import datasets  # imported where it is used: it takes two seconds
+        import datasets  # both are imported where they are used: they take two seconds
+        from convert.hub import reach_hub
         try:
-            from convert.hub import reach_hub  # imported where it is used
             reach_hub()
         except Exception:  # no network, no such host, offline mode: each its own type
             datasets.config.HF_HUB_OFFLINE = True  # load_dataset then uses its cache without half a minute of retries
@@ -212,8 +212,8 @@ def parse_rows(lines: Iterator[Line], source: str, task: Task, split: str) -> tu
         if malformed and split == "train":
             skipped += 1
             continue
-        require(not malformed or split == "test", f"{place}: {len(fields)} fields, expected {len(columns)}, or an empty "
-                "text. Every dev row counts: repair the line")
+        require(not malformed or split == "test", f"{place}: {len(fields)} fields, expected {len(columns)}, or an "
+                "empty text. Every dev row counts: repair the line")
         index = values.get("index", values.get("id", ""))
         label = math.nan if split == "test" else read_label(values[task.label], task, place)
         rows.append(Row(index if index.isdecimal() else str(len(rows)), texts, label))

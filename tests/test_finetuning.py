@@ -16,7 +16,6 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 
 import Finetuning as script
-import tasks.glue
 from dataset import Vocabulary, similar_batches
 from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
 from model import Classifier, ModelConfig
@@ -54,7 +53,8 @@ def table(path):
 
 
 ORACLES = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef,
-           "pearson": lambda a, b: scipy.stats.pearsonr(a, b)[0], "spearman": lambda a, b: scipy.stats.spearmanr(a, b)[0]}
+           "pearson": lambda a, b: scipy.stats.pearsonr(a, b)[0],
+           "spearman": lambda a, b: scipy.stats.spearmanr(a, b)[0]}
 
 
 @pytest.mark.parametrize("key", [key for key, task in TASKS.items() if task.dev])
@@ -88,7 +88,8 @@ def test_finished_runs_are_not_repeated_and_other_settings_are_refused(tune, tmp
     code, out, _ = tune("--task", "RTE")
     assert code == 0 and "finished before" in out and (tmp_path / "out" / "results.json").read_bytes() == before
     code, _, err = tune("--task", "rte", "--learning-rate", "1e-3")
-    assert code == 2 and "0.0003" in err and "0.001" in err and (tmp_path / "out" / "results.json").read_bytes() == before
+    assert code == 2 and "0.0003" in err and "0.001" in err
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
     assert tune("--task", "rte", "--seeds", "2")[0] == 0
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"]) == 2
 
@@ -138,7 +139,8 @@ def test_layer_rates_are_the_original_s_or_the_published_formula_s():
     assert coded == pytest.approx([0.8**14, *(0.8**power for power in range(13, 1, -1)), 1.0])
     assert exact == pytest.approx([0.8**power for power in range(13, -1, -1)])
     grouped = [p for group in layerwise_groups(model, 1.0, 0.8, False) for p in group["params"]]
-    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()} and len(grouped) == len(list(model.parameters()))
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()}
+    assert len(grouped) == len(list(model.parameters()))
 
 
 def test_both_orders_double_the_steps_and_the_rate_follows_the_schedule(tune, tmp_path):
@@ -262,7 +264,7 @@ def test_training_in_half_precision_agrees_with_fp32(tune, tmp_path, precision):
 # Weights
 
 
-def test_without_weights_the_newest_run_is_taken_and_results_are_beside_it(tmp_path, vocabulary, glue, monkeypatch, capsys):
+def test_without_weights_the_newest_run_is_taken_and_gets_the_results(tmp_path, vocabulary, glue, monkeypatch, capsys):
     for seed, name in enumerate(("old", "new")):
         weights = write_pair(tmp_path / "runs" / name, vocabulary, seed)[1]
         os.utime(weights, (seed, seed))
@@ -370,7 +372,7 @@ def test_results_that_cannot_be_read_are_refused(tune, tmp_path):
 def test_absent_data_without_a_hub_names_the_files_and_their_publisher(tune, tmp_path, monkeypatch):
     def no_network(*_):
         raise ConnectionError
-    monkeypatch.setattr(tasks.glue, "reach_hub", no_network)
+    monkeypatch.setattr("convert.hub.reach_hub", no_network)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", no_network)
     code, _, err = tune("--task", "mnli", data=tmp_path / "nothing")
