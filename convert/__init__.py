@@ -1,0 +1,1 @@
+"""Exchange with other projects: models of transformers, vocabularies, the Hugging Face hub."""

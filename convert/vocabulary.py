@@ -20,10 +20,10 @@ def load_vocabulary(source: str, case: str = "auto") -> Vocabulary:
     """
     path = Path(source)
     if not path.exists():
-        path = hub_folder(source, f"--vocab {source} is no file or folder here", TOKENIZER_FILES)
+        path = hub_folder(source, f"the vocabulary {source} is no file or folder here", TOKENIZER_FILES)
     if path.is_dir():
         files = [path / name for name in TOKENIZER_FILES[:2] if (path / name).is_file()]
-        require(bool(files), f"--vocab {source} is a folder without tokenizer.json or vocab.txt")
+        require(bool(files), f"the folder {source} has no vocabulary: expected tokenizer.json or vocab.txt in it")
         path = files[0]
     is_json = path.suffix == ".json"
     require(not is_json or case == "auto",
@@ -37,14 +37,14 @@ def load_vocabulary(source: str, case: str = "auto") -> Vocabulary:
     except InputError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"--vocab {source} can't be read: {error}") from None
+        raise InputError(f"the vocabulary {source} can't be read: {error}") from None
 
 
 def read_vocab_txt(text: str, source: str, case: str, settings_file: Path) -> Tokenizer:
     """A WordPiece tokenizer from one piece a line; InputError for a piece that comes twice."""
     pieces = text.rstrip("\n").split("\n")
     piece, count = Counter(pieces).most_common(1)[0]
-    require(count == 1, f"--vocab {source} has {piece!r} more than once: expected one piece a line")
+    require(count == 1, f"the vocabulary {source} has {piece!r} more than once: expected one piece a line")
     lowercase, strip_accents = CASES.get(case) or detect_case(pieces, settings_file)
     return wordpiece({piece: number for number, piece in enumerate(pieces)}, lowercase, strip_accents)
 

@@ -446,7 +446,8 @@ DAMAGES = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "lacks config.json"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "can't be read"),
     "config that is a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
-    "no tokenizer": (lambda folder: (folder / "vocab.txt").unlink(), "tokenizer.json or vocab.txt"),
+    "no tokenizer": (lambda folder: (folder / "vocab.txt").unlink(),
+                     "has no vocabulary: expected tokenizer.json or vocab.txt"),
     "another model": (lambda folder: change_config(folder, model_type="bert"), "model_type is 'bert'"),
     "another activation": (lambda folder: change_config(folder, hidden_act="relu"), "hidden_act is 'relu'"),
     "impossible heads": (lambda folder: change_config(folder, num_attention_heads=3), "a multiple of 3"),
@@ -693,10 +694,17 @@ def test_commands_of_the_readme_work_one_after_another(tmp_path, monkeypatch, vo
 
 
 def test_converters_run_as_modules_without_importing_transformers():
-    code = ("import sys, convert.names, convert.from_transformers, convert.to_transformers\n"
-            "assert not {'transformers', 'datasets', 'matplotlib'} & sys.modules.keys()")
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    for name, words in (("to_transformers", "RUN|FILE.pt FOLDER"), ("from_transformers", "FOLDER|NAME RUN")):
-        result = subprocess.run([sys.executable, "-m", f"convert.{name}", "--help"], cwd=ROOT, capture_output=True,
-                                text=True)
-        assert result.returncode == 0 and f"python -m convert.{name} [-h] {words}" in result.stdout
+    code = """
+import runpy, sys
+for name in ("convert.to_transformers", "convert.from_transformers"):
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(name, run_name="__main__")
+    except SystemExit as stop:
+        assert stop.code == 0
+assert not {"transformers", "datasets", "sklearn", "matplotlib"} & sys.modules.keys()
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "python -m convert.to_transformers [-h] RUN|FILE.pt FOLDER" in result.stdout
+    assert "python -m convert.from_transformers [-h] FOLDER|NAME RUN" in result.stdout
