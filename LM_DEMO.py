@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from dataset import Vocabulary, batches_by_length, collate, existing_masks, mask_tokens, read_lines, standard_input
+from dataset import Vocabulary, batches_by_length, collate, existing_masks, mask_tokens, read_lines
 from model import Discriminator, Generator, corrupt, gumbel_sample, load_network, sampler_draws
 from studies.tracking import detection_metrics
 from utils import (InputError, bounded, newest_run_file, pick_device, read_settings, reports_input_errors, require,
@@ -178,7 +178,8 @@ def input_texts(source: str | None) -> Iterator[str]:
     Raises InputError if the file is binary or can't be read.
     """
     if source is None:
-        standard_input()
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="replace")
         print("Type a sentence; an empty line ends.")
         with contextlib.suppress(EOFError):
             while text := input("> ").strip():

@@ -1,0 +1,205 @@
+"""ELECTRA in transformers' layout, from a folder or the Hugging Face hub, to disc.pt and gen.pt.
+
+    python -m convert.from_transformers exported runs/imported                            # disc.pt and gen.pt
+    python -m convert.from_transformers google/electra-small-discriminator runs/released  # disc.pt alone
+
+Finetuning.py and Pretraining.py call read_encoder and read_pair when they are given such a folder or name.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import safetensors.torch
+import torch
+import tyro
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from convert.hub import hub_folder
+from convert.names import config_from_transformers, load_transformers
+from convert.vocabulary import TOKENIZER_FILES, load_vocabulary
+from dataset import Vocabulary
+from model import Discriminator, Generator, ModelConfig, SavedNetwork, save_network
+from utils import InputError, load, reports_input_errors, require
+
+COMMAND = "convert.from_transformers"
+WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]  # the first one that exists is read
+NETWORKS = {"discriminator": Discriminator, "generator": Generator}
+OUTPUT_FILES = {"discriminator": "disc.pt", "generator": "gen.pt"}
+
+
+@dataclass(frozen=True)
+class FromTransformers:
+    """Writes disc.pt and, if there is a generator, gen.pt from ELECTRA in transformers' layout."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|NAME")]
+    """Folder with discriminator/ and perhaps generator/, or a discriminator's own folder or its name on the hub."""
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """New folder for disc.pt and gen.pt."""
+
+
+class ModelFolder(NamedTuple):
+    """The content of a model folder, and the name that the user gave it."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+@reports_input_errors
+def main(argv: list[str]) -> int:
+    settings = tyro.cli(FromTransformers, args=argv, prog=f"python -m {COMMAND}")
+    run = settings.run
+    require(not run.is_dir() or not any(run.iterdir()), f"{run} is not empty: choose a new folder")
+    networks = read_pair(settings.source, ModelConfig().generator_size, COMMAND)
+    run.mkdir(parents=True, exist_ok=True)
+    for kind, saved in networks.items():
+        save_network(run / OUTPUT_FILES[kind], saved)
+        print(f"{kind}: {run / OUTPUT_FILES[kind]}")
+    if "generator" not in networks:
+        print(f"{settings.source} has no generator, so there is no gen.pt")
+    return 0
+
+
+def read_encoder(name: str, flag: str) -> SavedNetwork:
+    """A discriminator with the encoder of an ElectraModel, a discriminator or a classifier, and a random head.
+
+    `name` is a folder or a name on the hub, `flag` the command-line flag that gave it. Raises InputError unless all
+    weights of the encoder are there, in their shapes and finite, and its tokenizer beside them.
+    """
+    folder = read_folder(name, flag)
+    config = read_config(folder)
+    vocabulary = read_vocabulary(folder, config)
+    network = Discriminator(config).eval()
+    fill(network.encoder, folder, "discriminator")
+    return SavedNetwork("discriminator", network, config, vocabulary.to_json())
+
+
+def read_pair(name: str, generator_size: float, flag: str) -> dict[str, SavedNetwork]:
+    """A discriminator and, if there is one, its generator, by kind; both with the same config and tokenizer.
+
+    `name` is a folder with discriminator/ and perhaps generator/, or a discriminator's own folder or name on the hub;
+    `flag` is the command-line flag that gave it. Without a generator the config gets `generator_size`. Raises
+    InputError for networks that are not whole or do not fit together.
+    """
+    parent = Path(name)
+    names = {"discriminator": name}
+    if (parent / "discriminator").is_dir():
+        names = {kind: str(parent / kind) for kind in NETWORKS if (parent / kind).is_dir()}
+    folders = {kind: read_folder(path, flag) for kind, path in names.items()}
+    config = dataclasses.replace(read_config(folders["discriminator"]), generator_size=generator_size)
+    vocabulary = read_vocabulary(folders["discriminator"], config)
+    if "generator" in folders:
+        config = pair_config(config, folders["generator"])
+        require_same_vocabulary(vocabulary, folders["generator"], config)
+
+    networks = {}
+    for kind, folder in folders.items():
+        networks[kind] = NETWORKS[kind](config).eval()
+        fill(networks[kind], folder, kind)
+    if "generator" in networks:
+        share_embeddings(networks["generator"], networks["discriminator"])
+    return {kind: SavedNetwork(kind, network, config, vocabulary.to_json()) for kind, network in networks.items()}
+
+
+def read_folder(name: str, flag: str) -> ModelFolder:
+    """Configuration and weights of one model, from a folder or the hub."""
+    path = Path(name)
+    require(not path.is_file(), f"{name} is a file: {flag} expects a folder or a name on the hub")
+    if not path.is_dir():
+        path = hub_folder(name, f"{flag}: there is no file or folder {name} here",
+                          ["config.json", *TOKENIZER_FILES, *WEIGHT_FILES])
+    weight_files = [path / file for file in WEIGHT_FILES if (path / file).is_file()]
+    require((path / "config.json").is_file() and bool(weight_files),
+            f"{name} lacks config.json or {' or '.join(WEIGHT_FILES)}: {flag} expects ELECTRA as transformers saves it")
+    with input_errors(f"{name} can't be read"):
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        is_pickle = weight_files[0].suffix == ".bin"
+        weights = load(weight_files[0]) if is_pickle else safetensors.torch.load_file(weight_files[0])
+    return ModelFolder(name, path, config, weights)
+
+
+def read_config(folder: ModelFolder) -> ModelConfig:
+    """The sizes of a model; InputError for one that this project does not compute."""
+    with input_errors(f"the config.json of {folder.name} does not describe an ELECTRA that this project computes"):
+        return config_from_transformers(folder.config)
+
+
+def pair_config(config: ModelConfig, generator_folder: ModelFolder) -> ModelConfig:
+    """A discriminator's config with the size of its generator, which must have the original's proportions."""
+    generator = read_config(generator_folder)
+    config = dataclasses.replace(config, generator_size=generator.hidden_size / config.hidden_size)
+    size = config.generator()
+    expected = {"heads": size.heads, "feed_forward_size": size.feed_forward}
+    expected |= {name: getattr(config, name) for name in ("vocab_size", "embedding_size", "layers", "max_positions")}
+    differences = [f"{name} = {getattr(generator, name)} where {value} is expected"
+                   for name, value in expected.items() if getattr(generator, name) != value]
+    require(not differences,
+            f"{generator_folder.name} has {', '.join(differences)}: a generator needs the vocabulary, embedding size, "
+            "layers and positions of its discriminator, heads of 64 and a feed-forward size of 4 times its hidden size")
+    return config
+
+
+def read_vocabulary(folder: ModelFolder, config: ModelConfig) -> Vocabulary:
+    """The model's vocabulary as Pretraining.py keeps it; InputError if it is not the one that the weights are for."""
+    vocabulary = load_vocabulary(str(folder.path))
+    tokenizer, added = vocabulary.tokenizer, vocabulary.tokenizer.get_added_tokens_decoder().values()
+    in_model = tokenizer.get_vocab(with_added_tokens=False)
+    if all(token.special and token.content in in_model for token in added):
+        # How transformers frames and joins texts is left out: the same vocabulary is always the same JSON.
+        plain = Tokenizer(tokenizer.model)
+        plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+        vocabulary = Vocabulary(plain, folder.name)
+    require(vocabulary.size == config.vocab_size,
+            f"{folder.name} has a vocabulary of {vocabulary.size:,} pieces and weights for {config.vocab_size:,}: "
+            "they belong to different models")
+    return vocabulary
+
+
+def require_same_vocabulary(vocabulary: Vocabulary, generator_folder: ModelFolder, config: ModelConfig) -> None:
+    """Raises InputError if the generator's folder has a vocabulary, and it is not that of its discriminator."""
+    if any((generator_folder.path / file).is_file() for file in TOKENIZER_FILES[:2]):
+        other = read_vocabulary(generator_folder, config)
+        require(other.pieces() == vocabulary.pieces() and other.seen == vocabulary.seen,
+                f"{generator_folder.name} and its discriminator have different vocabularies: expected two networks "
+                "that were trained together")
+
+
+def fill(network: nn.Module, folder: ModelFolder, kind: str) -> None:
+    """Loads the folder's weights; InputError unless they are one for one the network's, and finite."""
+    with input_errors(f"the weights of {folder.name} are not those of a {kind}"):
+        load_transformers(network, folder.weights)
+    finite = all(weight.isfinite().all() for weight in network.parameters())
+    require(finite, f"{folder.name} has weights that are not finite numbers: choose another model")
+
+
+def share_embeddings(generator: Generator, discriminator: Discriminator) -> None:
+    """Gives the generator its discriminator's embeddings, since networks share them here; warns where they differ."""
+    own, shared = (network.encoder.embeddings.state_dict() for network in (generator, discriminator))
+    differences = [name for name in own if not torch.equal(own[name], shared[name])]
+    if differences:
+        print(f"warning: generator and discriminator have different embeddings ({', '.join(differences)}); "
+              "the discriminator's are used for both", file=sys.stderr)
+    generator.encoder.embeddings.load_state_dict(shared)
+
+
+@contextlib.contextmanager
+def input_errors(message: str) -> Iterator[None]:
+    """Turns errors into an InputError with this message: damaged and foreign files raise many types of errors."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{message} ({' '.join(str(error).split())[:300]})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""A pretraining run, gen.pt, disc.pt or a fine-tuned model.pt to model folders that transformers loads.
+
+    python -m convert.to_transformers runs/quickstart exported  # exported/generator and exported/discriminator
+    python -m convert.to_transformers runs/quickstart/glue/mrpc/seed-0/model.pt paraphrase
+"""
+
+import json
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import safetensors.torch
+import torch
+import tyro
+from tokenizers import Tokenizer, decoders, normalizers, processors
+from torch import Tensor
+
+from convert.names import TIED, classifier_to_transformers, config_to_transformers, to_transformers
+from convert.vocabulary import TOKENIZER_FILES
+from dataset import SPECIAL_TOKENS, Vocabulary
+from model import SavedNetwork, load_network
+from tasks.glue import TASKS
+from utils import InputError, replacing, reports_input_errors, require, write_text
+
+COMMAND = "convert.to_transformers"
+MODEL_CARD = Path(__file__).with_name("model_card.md")
+CLASSES = {"generator": "ForMaskedLM", "discriminator": "ForPreTraining", "classifier": "ForSequenceClassification"}
+PIPELINES = {"generator": "fill-mask", "discriminator": "feature-extraction", "classifier": "text-classification"}
+REPORT_COLUMNS = ["mlm_loss", "mlm_accuracy", "sampled_accuracy", "disc_loss", "disc_precision", "disc_recall",
+                  "disc_auc"]
+
+
+@dataclass(frozen=True)
+class ToTransformers:
+    """Writes model folders that transformers loads."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|FILE.pt")]
+    """Run folder with gen.pt and disc.pt, or one of these files, or a fine-tuned model.pt."""
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """For a run: gets generator/ and discriminator/. For a file: becomes the model folder."""
+
+
+class ModelFolder(NamedTuple):
+    """What a model folder is to hold."""
+
+    texts: dict[str, str]  # by file name
+    weights: dict[str, Tensor]  # of model.safetensors
+
+
+@reports_input_errors
+def main(argv: list[str]) -> int:
+    settings = tyro.cli(ToTransformers, args=argv, prog=f"python -m {COMMAND}")
+    source, target = settings.source, settings.folder
+    if source.is_dir():
+        contents = {target / kind: model_folder(saved, source) for kind, saved in read_run(source).items()}
+    else:
+        contents = {target: model_folder(load_network(source, list(CLASSES), COMMAND), source.parent)}
+    for folder, content in contents.items():
+        foreign = {path.name for path in folder.glob("[!.]*")} - {*content.texts, "model.safetensors"}
+        require(not foreign, f"{folder} holds {', '.join(sorted(foreign))[:200]}, which this command did not write: "
+                             "choose another folder")
+    # Everything has been read and checked; only now are folders made.
+    for folder, content in contents.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in content.texts.items():
+            write_text(folder / name, text)
+        with replacing(folder / "model.safetensors") as temporary:
+            safetensors.torch.save_file(content.weights, temporary, {"format": "pt"})
+        print(f"exported: {folder}")
+    return 0
+
+
+def read_run(run: Path) -> dict[str, SavedNetwork]:
+    """The networks of a run folder by kind; InputError unless they were saved together."""
+    generator = load_network(run / "gen.pt", ["generator"], COMMAND)
+    discriminator = load_network(run / "disc.pt", ["discriminator"], COMMAND)
+    own, shared = (saved.network.encoder.embeddings.state_dict() for saved in (generator, discriminator))
+    require(all(torch.equal(own[name], shared[name]) for name in own),
+            f"gen.pt and disc.pt in {run} were saved at different steps: let the run save both and repeat this command")
+    return {"generator": generator, "discriminator": discriminator}
+
+
+def model_folder(saved: SavedNetwork, run: Path) -> ModelFolder:
+    """A network as transformers saves it, and its model card; `run` is the folder of the weights file."""
+    vocabulary = Vocabulary.of_network(saved, str(run))
+    if saved.kind == "classifier":
+        size = saved.config.discriminator()
+        head_config, weights = classifier_head(saved)
+    else:
+        size = getattr(saved.config, saved.kind)()
+        head_config, weights = {}, to_transformers(saved.network)
+    config = config_to_transformers(saved.config, size) | head_config
+    config |= {"architectures": [f"Electra{CLASSES[saved.kind]}"], "pad_token_id": vocabulary.pad}
+    max_length = saved.config.max_positions
+    card = MODEL_CARD.read_text(encoding="utf-8").format(
+        kind=saved.kind, suffix=CLASSES[saved.kind], pipeline=PIPELINES[saved.kind], max_length=max_length,
+        millions=sum(weight.numel() for weight in saved.network.parameters()) / 1e6, pieces=vocabulary.size,
+        case=vocabulary.seen or "cased", report=saved.report or run_report(run))
+    texts = tokenizer_files(vocabulary, max_length) | {"config.json": json.dumps(config, indent=2), "README.md": card}
+    # safetensors takes no tensors that share memory. transformers ties the output table again when it loads.
+    return ModelFolder(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
+
+
+def classifier_head(saved: SavedNetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A classifier's additions to config.json and its weights; a real label is on the task's own scale."""
+    require(saved.task in TASKS, f"the classifier was fine-tuned on {saved.task!r}: expected {', '.join(TASKS)}")
+    task = TASKS[saved.task]
+    labels = dict(enumerate(task.labels or [task.label]))
+    outputs = len(saved.network.prediction.bias)
+    require(len(labels) == outputs, f"the classifier has {outputs} outputs, expected the {len(labels)} of {task.name}")
+    config = {"id2label": labels, "label2id": {label: number for number, label in labels.items()},
+              "problem_type": "single_label_classification" if task.labels else "regression",
+              "classifier_dropout": 0.0}  # transformers would apply it to the outputs, which its dense layer holds
+    return config, classifier_to_transformers(saved.network, task.highest or 1.0)
+
+
+def tokenizer_files(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
+    """Files, by name, from which transformers' tokenizers give the vocabulary's ids.
+
+    They put [CLS] and [SEP] around one or two texts and truncate to `max_length`. For them "[MASK]" in a text is the
+    mask, which for the vocabulary is text.
+    """
+    tokenizer = Tokenizer.from_str(vocabulary.to_json())
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary.sep), ("[CLS]", vocabulary.cls))
+    tokenizer.decoder = decoders.WordPiece()
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
+                "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    settings |= {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    normalizer = tokenizer.normalizer
+    if isinstance(normalizer, normalizers.BertNormalizer):  # ElectraTokenizer builds one like it from these settings
+        settings |= {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents,
+                     "tokenize_chinese_chars": normalizer.handle_chinese_chars}
+    texts = (tokenizer.to_str(pretty=True), "\n".join(vocabulary.pieces()) + "\n", json.dumps(settings, indent=1))
+    return dict(zip(TOKENIZER_FILES, texts, strict=True))
+
+
+def run_report(run: Path) -> str:
+    """Corpus, held-out metrics and settings of a run, in Markdown; empty without its config.toml and metrics.jsonl."""
+    config, metrics = run / "config.toml", run / "metrics.jsonl"
+    if not (config.is_file() and metrics.is_file()):
+        return ""
+    settings = config.read_text(encoding="utf-8")
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    table = [["step", *REPORT_COLUMNS], ["---"] * (1 + len(REPORT_COLUMNS))]
+    try:
+        corpus = ", ".join(Path(path).name for path in tomllib.loads(settings)["corpus"])
+        for record in (json.loads(line) for line in lines if line.endswith("\n")):  # a crash may have cut off the last
+            if record["heldout"]:
+                table.append([f"{record['step']:,}", *(f"{record[name]:.4f}" for name in REPORT_COLUMNS)])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{config} or {metrics} is not as Pretraining.py writes it ({error!r}): restore it") from None
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return ("Pretrained by replaced-token detection (Clark et al., ICLR 2020) on "
+            f"{corpus or 'docstrings of Python packages, in English'}.\n\n## On held-out text\n\n{rows}\n\n"
+            f"## Settings\n\n```toml\n{settings}```")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
