@@ -58,7 +58,7 @@ def work_units(sources: Iterable[Source], bar: tqdm) -> Iterator[WorkUnit]:
 
 
 def convert_units(units: Iterable[WorkUnit], processes: int, language: str) -> Iterator[Document]:
-    """The documents of all units, in their order. Of the records on which a process hangs or dies only these are lost."""
+    """The documents of all units, in their order. Only the record on which a process hangs or dies is lost."""
     # Forked processes start at once, with everything imported.
     with ProcessPool(processes, context=multiprocessing.get_context("fork")) as pool:
         pending: deque[tuple[WorkUnit, Future]] = deque()
