@@ -48,7 +48,8 @@ class CorpusSettings:
 def main(argv: list[str]) -> int:
     settings = read_settings(CorpusSettings, argv)
     output = Path(settings.output)
-    require(len(settings.wiki + settings.books) > 0, "nothing to convert: name Wikipedia with --wiki, books with --books")
+    names = settings.wiki + settings.books
+    require(len(names) > 0, "nothing to convert: name Wikipedia with --wiki, books with --books")
     require(not output.exists(), f"--output {output} is there already: delete it or choose another")
     sources: list[Source] = []
     for name in settings.wiki:
@@ -67,8 +68,7 @@ def main(argv: list[str]) -> int:
         written, left_out = write_documents(file, documents)
         if not written:  # an error inside of the block, so that no empty file takes the name
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
-            names = ", ".join(settings.wiki + settings.books)
-            raise InputError(f"no document in {names}; left out: {reasons or 'nothing'}")
+            raise InputError(f"no document in {', '.join(names)}; left out: {reasons or 'nothing'}")
     print(f"{output}:")
     for name, count in written.items():
         print(f"{count:>16,} {name}")

@@ -58,7 +58,7 @@ def work_units(sources: Iterable[Source], bar: tqdm) -> Iterator[WorkUnit]:
 
 
 def convert_units(units: Iterable[WorkUnit], processes: int, language: str) -> Iterator[Document]:
-    """The documents of all units, in their order. A record on which a process hangs or dies costs itself alone."""
+    """The documents of all units, in their order. Only the record on which a process hangs or dies is lost."""
     # Forked processes start at once, with everything imported.
     with ProcessPool(processes, context=multiprocessing.get_context("fork")) as pool:
         pending: deque[tuple[WorkUnit, Future]] = deque()
@@ -94,7 +94,7 @@ def collect(pool: ProcessPool, unit: WorkUnit, future: Future, language: str) ->
 
 
 def convert_unit(unit: WorkUnit, language: str) -> list[Document]:
-    """The documents of a unit, in a process of the pool. A record on which a parser fails costs itself alone."""
+    """The documents of a unit, in a process of the pool; a record on which a parser fails is reported as a document."""
     documents = []
     for record in unit.records:
         try:
@@ -124,7 +124,8 @@ def make_document(raw: RawDocument, is_wiki: bool, language: str) -> Document:
         elif is_prose(paragraph, SHORTEST_PARAGRAPH if is_wiki else 1):
             sentences = split_sentences(paragraph, language)
         else:
-            left_out["headings, list entries and fragments"] += bool(paragraph)
+            if paragraph:
+                left_out["headings, list entries and fragments"] += 1
             continue
         for sentence in sentences:
             if MARKUP.search(sentence):

@@ -63,8 +63,8 @@ FILE_NAMES = "File|Image|Media|Category|Bild|Fichier|Imagen|Immagine|Imagem|Из
 FORMULAS = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score", "val", "frac", "sfrac", "music",
             "us$"}
 # Tags whose content isn't prose.
-UNSEEN_TAGS = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "maplink", "source",
-               "syntaxhighlight", "pre", "templatestyles", "section", "indicator", "includeonly"}
+UNSEEN_TAGS = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "maplink",
+               "source", "syntaxhighlight", "pre", "templatestyles", "section", "indicator", "includeonly"}
 LINE_TAGS = {"br", "li", "dd", "dt", "p"}  # that begin a new line
 # The most frequent templates inside sentences, and what they show of their arguments. All others show nothing.
 TEMPLATES = {

@@ -208,6 +208,8 @@ def test_a_hub_out_of_reach_ends_in_one_message_before_any_conversion(tmp_path, 
      "The ship was sold in the year after."),
     ("[[Bild:Foo.jpg|mini|Ein Bild. Und noch ein Satz darunter.]]The foo is shown in the picture.",
      "The foo is shown in the picture."),
+    ("The foo is long.\n== Notes ==\nThese are notes.\n=== Books ===\nThis is a book.\n== Uses ==\nIt is used.",
+     "The foo is long. It is used."),
     ("The foo is long and wide.\n== Siehe auch ==\nThis is a list of other pages.\n"
      "==  Foo\t==\nIt ends in a quiet lake.",
      "The foo is long and wide. It ends in a quiet lake.")])
@@ -364,6 +366,7 @@ def test_text_with_a_sentence_a_line_is_distinguished_from_paragraphs():
     ["Dr. Smith went to the U.S.", "He liked it."], ["It cost $3.5 million.", "J. R. R. Tolkien wrote it."],
     ["See vol. 2, no. 5 and p. 45 for details.", "Next."], ["He left on Jan. 5, 2010.", "Mrs. O'Riordan could not."],
     ["“Who is he?” asked Mr. Brown.", "“I don't know!”"], ["“It is late.", "Go home!", "Why not?”"],
+    ["12. The house stood there.", "Lieut. Smith saw it."],
     ["Ο κ. Παπαδόπουλος ήρθε.", "Πού είναι;"]])
 def test_sentences_are_not_cut_at_abbreviations_and_initials(expected):
     assert split_sentences(" ".join(expected), "el" if "κ" in expected[0] else "en") == expected
