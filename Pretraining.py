@@ -456,16 +456,16 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
     values = torch.zeros(len(RunningMeans.COLUMNS), device=run.device)
     chosen_count, token_count = masked.chosen.sum().clamp(min=1), batch.attention_mask.sum()
     rows = own_rows(len(batch.ids))
-    parts = torch.arange(rows.start, rows.stop).chunk(settings.accumulate)
-    for number, part in enumerate(parts, 1):
-        part_rows = slice(int(part[0]), int(part[-1]) + 1)
-        part_batch = Batch(*(tensor[part_rows] for tensor in batch))
-        part_masked = Masked(*(tensor[part_rows] for tensor in masked))
+    part_size = math.ceil((rows.stop - rows.start) / settings.accumulate)
+    for begin in range(rows.start, rows.stop, part_size):
+        part = slice(begin, min(begin + part_size, rows.stop))
+        part_batch = Batch(*(tensor[part] for tensor in batch))
+        part_masked = Masked(*(tensor[part] for tensor in masked))
         # Gradients are summed over processes once, with the last part.
-        postpone_sync = world_size() > 1 and number < len(parts)
+        postpone_sync = world_size() > 1 and part.stop < rows.stop
         with run.parallel.no_sync() if postpone_sync else contextlib.nullcontext():
             with run.precision.autocast():
-                output = run.parallel(part_batch, part_masked, draws[part_rows])
+                output = run.parallel(part_batch, part_masked, draws[part])
             mlm_loss = output.generator_losses.sum() / chosen_count
             disc_loss = output.discriminator_losses.sum() / token_count
             loss = mlm_loss + settings.disc_weight * disc_loss
