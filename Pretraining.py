@@ -377,7 +377,7 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
         done = step + 1
         last = done == settings.steps
 
-        # Log. Only here does the host wait for the device.
+        # Log. This and evaluating are where a process alone waits for the device.
         if done % settings.log_every == 0 or last:
             values = means.close()
             report_bad_steps(run, done, values)
