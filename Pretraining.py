@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,7 +26,7 @@ from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_token
 from model import (Electra, ModelConfig, SavedNetwork, load_network, sampler_draws, save_network,
                    use_bf16_cpu_kernels)
 from studies.compute import training_flops
-from studies.tracking import (MetricsLog, detection_metrics, draw_curves, learning_warnings, sample_table,
+from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings, sample_table,
                               unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
                    gather_from_processes, load, locked, own_rows, pick_device, pick_precision, process_group, rank,
@@ -192,7 +191,6 @@ def check(settings: Pretraining) -> None:
 
 # Starting and resuming
 
-
 def read_initial(settings: Pretraining) -> dict[str, SavedNetwork]:
     """The discriminator and, if there is one, the generator that --init-from names."""
     folder = Path(settings.init_from)
@@ -337,7 +335,7 @@ def describe(run: Run) -> None:
     print(f"device: {run.device}, {run.precision.name}" + (f", one of {world_size()} processes" if world_size() > 1 else ""))
 
 
-def write_checkpoint(run: Run, step: int, means: "RunningMeans") -> None:
+def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
     """gen.pt and disc.pt, then all that resuming needs. The random state isn't saved: seed and step determine it."""
     if rank() > 0:
         return
@@ -354,8 +352,7 @@ def write_checkpoint(run: Run, step: int, means: "RunningMeans") -> None:
 
 # Training
 
-
-def train(run: Run, first_step: int, means: "RunningMeans", received: list[signal.Signals], deadline: float) -> int:
+def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.Signals], deadline: float) -> int:
     """The steps from `first_step` on, with metrics, evaluations and checkpoints at their intervals.
 
     Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
@@ -380,7 +377,7 @@ def train(run: Run, first_step: int, means: "RunningMeans", received: list[signa
         done = step + 1
         last = done == settings.steps
 
-        # Log. Only here does the host wait for the device.
+        # Log. This and evaluating are where a process alone waits for the device.
         if done % settings.log_every == 0 or last:
             values = means.close()
             report_bad_steps(run, done, values)
@@ -459,16 +456,16 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
     values = torch.zeros(len(RunningMeans.COLUMNS), device=run.device)
     chosen_count, token_count = masked.chosen.sum().clamp(min=1), batch.attention_mask.sum()
     rows = own_rows(len(batch.ids))
-    parts = torch.arange(rows.start, rows.stop).chunk(settings.accumulate)
-    for number, part in enumerate(parts, 1):
-        part_rows = slice(int(part[0]), int(part[-1]) + 1)
-        part_batch = Batch(*(tensor[part_rows] for tensor in batch))
-        part_masked = Masked(*(tensor[part_rows] for tensor in masked))
+    part_size = math.ceil((rows.stop - rows.start) / settings.accumulate)
+    for begin in range(rows.start, rows.stop, part_size):
+        part = slice(begin, min(begin + part_size, rows.stop))
+        part_batch = Batch(*(tensor[part] for tensor in batch))
+        part_masked = Masked(*(tensor[part] for tensor in masked))
         # Gradients are summed over processes once, with the last part.
-        postpone_sync = world_size() > 1 and number < len(parts)
+        postpone_sync = world_size() > 1 and part.stop < rows.stop
         with run.parallel.no_sync() if postpone_sync else contextlib.nullcontext():
             with run.precision.autocast():
-                output = run.parallel(part_batch, part_masked, draws[part_rows])
+                output = run.parallel(part_batch, part_masked, draws[part])
             mlm_loss = output.generator_losses.sum() / chosen_count
             disc_loss = output.discriminator_losses.sum() / token_count
             loss = mlm_loss + settings.disc_weight * disc_loss
@@ -480,47 +477,6 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
             values += torch.stack([mlm_loss, disc_loss, guessed.sum() / chosen_count, detected.sum() / token_count,
                                    part_batch.attention_mask.sum()])
     return values
-
-
-class RunningMeans:
-    """Means over the steps since the last line of metrics, kept on the device so that steps needn't wait for it."""
-
-    COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens_per_second")
-
-    def __init__(self, device: torch.device, state: dict[str, Any]):
-        self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=device)
-        # Steps made, steps skipped, skipped steps in a row up to the last one, and the most in a row.
-        self.counts = torch.tensor(state.get("counts", [0, 0, 0, 0]), device=device)
-        self.seconds = state.get("seconds", 0.0)
-        self.started = time.perf_counter()
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run begins with."""
-        return {"sums": self.sums.tolist(), "counts": self.counts.tolist(),
-                "seconds": self.seconds + time.perf_counter() - self.started}
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time of the block out of tokens_per_second."""
-        self.seconds += time.perf_counter() - self.started
-        yield
-        self.started = time.perf_counter()
-
-    def add(self, values: Tensor, finite: Tensor) -> None:
-        self.sums += torch.where(finite, values, 0.0)
-        made, skipped, in_a_row, most_in_a_row = self.counts
-        in_a_row = (in_a_row + 1) * ~finite
-        self.counts = torch.stack([made + finite, skipped + ~finite, in_a_row, most_in_a_row.maximum(in_a_row)])
-
-    def close(self) -> dict[str, float]:
-        """The means, and a new beginning."""
-        *sums, tokens = self.sums.tolist()
-        made, skipped, in_a_row, most_in_a_row = self.counts.tolist()
-        seconds = self.seconds + time.perf_counter() - self.started
-        values = dict(zip(self.COLUMNS, [total / max(1, made) for total in sums], strict=False))
-        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": most_in_a_row}
-        self.__init__(self.sums.device, {"counts": [0, 0, in_a_row, 0]})
-        return values
 
 
 def report_bad_steps(run: Run, done: int, values: dict[str, float]) -> None:
@@ -536,7 +492,6 @@ def report_bad_steps(run: Run, done: int, values: dict[str, float]) -> None:
 
 
 # Evaluation on held-out text
-
 
 def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     """Evaluates, writes the metrics, curves.png and samples, and warns if the run doesn't learn."""

@@ -4,7 +4,6 @@ Rules marked "G" are those of google-research/electra. Shapes: B rows, L tokens 
 """
 
 import bz2
-import codecs
 import contextlib
 import gzip
 import hashlib
@@ -33,7 +32,6 @@ from tqdm import tqdm
 from utils import InputError, locked, require, shuffled, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 STDIN = Path("-")  # standard input in place of a file
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
@@ -62,7 +60,6 @@ POOL_BATCHES = 64  # batches whose examples are sorted by length together
 
 
 # Corpus: files of lines
-
 
 class Corpus(NamedTuple):
     """Text files, one sentence a line, and how they divide into training and held-out text."""
@@ -135,7 +132,6 @@ def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
 
 
 # Vocabulary
-
 
 class Vocabulary:
     """A tokenizer and the ids of its special tokens. InputError if one is missing or ids overflow uint16."""
@@ -219,7 +215,6 @@ def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabu
 
 # Examples: one or two segments of word pieces
 
-
 Segments = tuple[Sequence[int], Sequence[int]]  # ids of the first and of the second segment, without special tokens
 
 
@@ -275,7 +270,6 @@ EXAMPLES: dict[str, Callable] = {"packed": packed_examples, "line": line_example
 
 
 # Token store: the examples of a corpus on disk
-
 
 class Store:
     """Examples of the training or of the held-out text, memory-mapped. Worker processes open it by its path.
@@ -410,7 +404,6 @@ def write_examples(stem: Path, examples: Iterator[Segments]) -> int:
 
 # Batches
 
-
 class Batch(NamedTuple):
     """Rows as the networks take them."""
 
@@ -503,18 +496,7 @@ def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(order, range(batch_size, len(order), batch_size))
 
 
-def similar_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The numbers 0..N - 1 of examples in batches of similar length and random order; only one batch may be smaller."""
-    order = rng.permutation(len(lengths))
-    pool_size = POOL_BATCHES * batch_size
-    batches = []
-    for pool in np.split(order, range(pool_size, len(order), pool_size)):
-        batches += [pool[numbers] for numbers in batches_by_length(lengths[pool], batch_size)]
-    return [batches[number] for number in rng.permutation(len(batches))]
-
-
 # Masking
-
 
 class Masked(NamedTuple):
     """What the generator sees and where it predicts."""

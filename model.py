@@ -87,7 +87,6 @@ class ElectraOutput(NamedTuple):
 
 # Layers
 
-
 class Embeddings(nn.Module):
     """Token, position and segment embeddings, summed and normalized: (B, L) ids to (B, L, E)."""
 
@@ -156,7 +155,6 @@ class Encoder(nn.Module):
 
 
 # Networks
-
 
 class Generator(nn.Module):
     """Masked language model: vocabulary logits at chosen positions, output table tied to the token embeddings."""
@@ -242,7 +240,6 @@ def glorot(linear: nn.Linear) -> None:
 
 # The joint step
 
-
 class Electra(nn.Module):
     """Generator and discriminator over one set of embeddings, trained jointly (paper, section 2)."""
 
@@ -292,7 +289,6 @@ def corrupt(ids: Tensor, positions: Tensor, chosen: Tensor, sampled_ids: Tensor)
 
 # The Gumbel sampler
 
-
 @torch.no_grad()
 def gumbel_sample(logits: Tensor, draws: Tensor) -> Tensor:
     """One exact sample (...) from softmax(logits (..., V)), by the Gumbel-max trick on sampler_draws; no gradient.
@@ -332,7 +328,6 @@ def gumbel_noise(draws: Tensor) -> Tensor:
 
 
 # Weights files: gen.pt, disc.pt, model.pt
-
 
 class SavedNetwork(NamedTuple):
     """One network with everything that using it needs: the content of a weights file."""
@@ -393,7 +388,6 @@ def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor
 
 # Kernels for training in bf16 on a CPU, the one place where they are faster than PyTorch's own
 # (benchmarks/pretraining_step.py). Tests compare each with the plain path.
-
 
 def use_bf16_cpu_kernels(network: nn.Module) -> None:
     """Replaces dropout, attention, and how cross entropy and sampler walk over the vocabulary.

@@ -46,7 +46,6 @@ FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and
 
 # Errors and signals
 
-
 class InputError(Exception):
     """A mistake of the user; the message says what was found, what was expected and what to do."""
 
@@ -103,7 +102,6 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
 
 
 # Settings: frozen dataclasses are the one source of names, types, defaults, help and bounds
-
 
 def bounded(default: Any, **bounds: float) -> Any:
     """A dataclass field with a default and bounds: at_least, above, at_most or below a number."""
@@ -186,7 +184,6 @@ def to_toml(settings: Any) -> str:
 
 # Devices and precision
 
-
 class Precision(NamedTuple):
     """The number format of the forward pass under autocast; weights stay fp32."""
 
@@ -222,13 +219,7 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     return Precision(name, dtype, device.type)
 
 
-def cpu_count() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 # Processes: one alone, or those that torchrun started
-
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
@@ -295,7 +286,6 @@ def barrier() -> None:
 
 # Optimizer and schedule
 
-
 class Adam(torch.optim.AdamW):
     """Adam with decoupled weight decay and without bias correction, as BERT's and ELECTRA's (G, model/optimization.py).
 
@@ -351,7 +341,6 @@ def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarr
 
 
 # Files
-
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@
 
 import hashlib
 import mmap
+import os
 import signal
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from corpus.conversion import FAULTS, Document, convert_units, work_units
 from corpus.sources import Source, find_sources
-from utils import InputError, bounded, cpu_count, read_settings, replacing, reports_input_errors, require
+from utils import InputError, bounded, read_settings, replacing, reports_input_errors, require
 
 NAMED_FAULTS = 10  # faults that are reported one by one; the summary counts all
 HASH_SLOTS = 1 << 24  # in 128 MiB; of 14 million documents all but one in some thousands keep their slots
@@ -76,6 +77,11 @@ def main(argv: list[str]) -> int:
     for reason, count in left_out.most_common():
         print(f"{count:>16,} {reason}")
     return 0
+
+
+def cpu_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def write_documents(file: TextIO, documents: Iterable[Document]) -> tuple[Counter[str], Counter[str]]:

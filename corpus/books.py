@@ -11,8 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from corpus.sentences import BEFORE_NAME, LONGEST_HEADING, clean_paragraph, normalize, split_sentences
-from corpus.sources import RawDocument, Source
-from dataset import UTF16_MARKS
+from corpus.sources import UTF16_MARKS, RawDocument, Source
 
 WIDEST_WRAPPED = 100  # characters; a text whose long lines are longer isn't hard-wrapped as a whole
 SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it has a sentence a line

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from convert.hub import check_hub_name, reach_hub
-from dataset import OPENERS, READ_ERRORS, UTF16_MARKS
+from dataset import OPENERS, READ_ERRORS
 from utils import InputError, require
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READ_BYTES = 1 << 19  # of a file at a time
 LONGEST_RECORD = 1 << 26  # bytes of a page or row; a longer one is taken as damaged, so that memory stays bounded
 LONGEST_TEXT = 1 << 22  # bytes; longer texts (BookCorpus in one file) are cut into documents of about this size

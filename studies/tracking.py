@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 from utils import rank, read_settings, replacing, reports_input_errors, require, write_text
 
@@ -66,6 +68,47 @@ def main(argv: list[str]) -> int:
     draw_curves(run, settings.published)
     print(run / "curves.png")
     return 0
+
+
+class RunningMeans:
+    """Means over the steps since the last line of metrics, kept on the device so that steps needn't wait for it."""
+
+    COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens_per_second")
+
+    def __init__(self, device: torch.device, state: dict[str, Any]):
+        self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=device)
+        # Steps made, steps skipped, skipped steps in a row up to the last one, and the most in a row.
+        self.counts = torch.tensor(state.get("counts", [0, 0, 0, 0]), device=device)
+        self.seconds = state.get("seconds", 0.0)
+        self.started = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run begins with."""
+        return {"sums": self.sums.tolist(), "counts": self.counts.tolist(),
+                "seconds": self.seconds + time.perf_counter() - self.started}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block out of tokens_per_second."""
+        self.seconds += time.perf_counter() - self.started
+        yield
+        self.started = time.perf_counter()
+
+    def add(self, values: Tensor, finite: Tensor) -> None:
+        self.sums += torch.where(finite, values, 0.0)
+        made, skipped, in_a_row, most_in_a_row = self.counts
+        in_a_row = (in_a_row + 1) * ~finite
+        self.counts = torch.stack([made + finite, skipped + ~finite, in_a_row, most_in_a_row.maximum(in_a_row)])
+
+    def close(self) -> dict[str, float]:
+        """The means, and a new beginning."""
+        *sums, tokens = self.sums.tolist()
+        made, skipped, in_a_row, most_in_a_row = self.counts.tolist()
+        seconds = self.seconds + time.perf_counter() - self.started
+        values = dict(zip(self.COLUMNS, [total / max(1, made) for total in sums], strict=False))
+        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": most_in_a_row}
+        self.__init__(self.sums.device, {"counts": [0, 0, in_a_row, 0]})
+        return values
 
 
 class MetricsLog:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dataset import Batch, Segments, Vocabulary, collate, similar_batches
+from dataset import POOL_BATCHES, Batch, Segments, Vocabulary, batches_by_length, collate
 
 CHUNK_ROWS = 2_048  # tokenized at a time
 
@@ -35,6 +35,16 @@ def cut_longest_first(first: list[int], second: list[int], room: int) -> Segment
         else:
             b -= 1
     return first[:a], second[:b]
+
+
+def similar_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The numbers 0..N - 1 of examples in batches of similar length and random order; only one batch may be smaller."""
+    order = rng.permutation(len(lengths))
+    pool_size = POOL_BATCHES * batch_size
+    batches = []
+    for pool in np.split(order, range(pool_size, len(order), pool_size)):
+        batches += [pool[numbers] for numbers in batches_by_length(lengths[pool], batch_size)]
+    return [batches[number] for number in rng.permutation(len(batches))]
 
 
 def length_batches(examples: list[Segments], vocabulary: Vocabulary, max_length: int, batch_size: int,

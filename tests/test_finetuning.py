@@ -16,10 +16,10 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 
 import Finetuning as script
-from dataset import Vocabulary, similar_batches
+from dataset import Vocabulary
 from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
 from model import Classifier, ModelConfig
-from tasks.encoding import length_batches
+from tasks.encoding import length_batches, similar_batches
 from tasks.glue import PUBLISHED, TASKS, Row, TaskFiles, read_task, task_key
 from utils import load, pick_precision, scheduled_rate
 

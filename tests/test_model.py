@@ -235,6 +235,25 @@ def test_checkpointed_layers_give_the_same_gradient_and_keep_less():
         assert torch.equal(gradient, saving[name]), name
 
 
+def test_the_joint_forward_compiles_whole_and_once():
+    """No graph break, no recompilation from step to step; losses and gradients equal eager ones."""
+    config, results = SIZES[0], []
+    electra = enlarged(Electra(config))
+    compiled = torch.compile(electra, backend="aot_eager", fullgraph=True)
+    given = batch(config)
+    for network in (electra, compiled):
+        output = joint(network, *given, draws_for(given[-1], config))
+        loss = output.generator_losses.sum() + 50 * output.discriminator_losses.sum()
+        loss.backward()
+        results.append((loss.detach(), [weight.grad for weight in electra.parameters()]))
+        electra.zero_grad()
+    torch.testing.assert_close(*results)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(1, 4):
+            given = batch(config, seed=seed)
+            joint(compiled, *given, draws_for(given[-1], config, seed)).generator_losses.sum().backward()
+
+
 # The sampler
 
 

@@ -19,12 +19,14 @@ from sklearn.metrics import roc_auc_score
 from tensorboard import plugin_util
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import Pretraining as script
 from convert import to_transformers
-from dataset import Vocabulary, mask_tokens, maskable, stored_batch
+from dataset import TrainingBatches, Vocabulary, mask_tokens, maskable, stored_batch
 from model import Discriminator, Generator, ModelConfig, sampler_draws
 from Pretraining import Pretraining, check, evaluate, has_papers_settings, main
+from studies.tracking import RunningMeans
 from utils import InputError, from_table, load, read_settings, tomllib
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -115,6 +117,34 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, m
         assert main(command(str(accumulate), steps=1, accumulate=accumulate, examples="line", model__dropout=0.0)) == 0
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+class RefuseWaits(TorchDispatchMode):
+    """Fails on every operation for which the host has to wait for the device."""
+
+    WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in self.WAITS, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2},
+                                   {"examples": "line"}, {"grad_checkpointing": True}])
+def test_a_step_never_waits_for_the_device(command, monkeypatch, flags):
+    runs = []
+    monkeypatch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
+    assert main(command(**flags)) == 0
+    run = runs[0]
+    batches = TrainingBatches(run.data.train, run.vocabulary, 24, 6, run.settings.examples == "line", 0)
+    means = RunningMeans(run.device, {})
+    for step in range(2):
+        batch = batches[step]
+        with RefuseWaits():
+            means.add(*script.training_step(run, batch, step, torch.Generator()))
+    assert math.isfinite(means.close()["mlm_loss"])
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), RefuseWaits():
+        torch.ones(2).sum().item()
 
 
 @pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2}])
