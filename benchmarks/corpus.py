@@ -1,4 +1,4 @@
-"""The way from raw text to batches: its memory, its rates, what a second process gains, and the loader's rate.
+"""Memory and speed of all that happens to text before training: conversion, tokenization, batches.
 
     python benchmarks/corpus.py memory rate --extracted wiki/ --vocab vocab.txt
     python benchmarks/corpus.py processes --dump enwiki-excerpt.xml.bz2
@@ -6,7 +6,7 @@
 
 memory     peak proportional set size, summed over processes, of `python -m corpus` and of tokenization, at two sizes of
            text (--extracted repeated; each copy of an article gets a sentence of its own, so that it is no duplicate)
-rate       text to the token store compared with `encode_batch_fast` alone, in turn over parts of the text
+rate       text to the token store compared with `encode_batch_fast` alone on the same text, in turn
 processes  conversion of a dump with one and with two processes, in turn; what a process spends its time on
 loader     batches alone compared with training steps of ELECTRA-Small (32 x 128 tokens) on the CPU
 """
@@ -15,7 +15,6 @@ import argparse
 import cProfile
 import contextlib
 import io
-import os
 import pstats
 import statistics
 import subprocess
@@ -25,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
@@ -36,7 +34,9 @@ from convert.vocabulary import load_vocabulary
 from corpus.__main__ import main as convert_corpus
 from corpus.conversion import convert_unit, convert_units, work_units
 from corpus.sources import find_sources
-from dataset import TrainingBatches, build_store, prepare, read_lines, scan_corpus
+from dataset import CHUNK_LINES, TrainingBatches, build_store, prepare, read_lines, scan_corpus
+from model import ModelConfig
+from utils import pick_precision
 
 ROOT = Path(__file__).parent.parent
 COPY = "\nThis sentence says that the article is copy number {}.\n</doc>"
@@ -120,30 +120,39 @@ def proportional_size(pid: int) -> int:
 
 def measure_rate(args: argparse.Namespace, folder: Path) -> None:
     vocabulary = load_vocabulary(str(args.vocab))
-    lines = read_lines([text_file(args, folder)])
     part = folder / "part.txt"
-    store_shares, prepare_shares = [], []
+    lines = list(islice(read_lines([text_file(args, folder)]), args.lines))
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # In chunks as build_store has them: from one large batch the tokenizer is slower.
+    chunks = [lines[begin:begin + CHUNK_LINES] for begin in range(0, len(lines), CHUNK_LINES)]
+    corpus = scan_corpus((part,))
+    megabytes = part.stat().st_size / 1e6
+
+    def tokenize() -> None:
+        for chunk in chunks:
+            vocabulary.tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as store:
+            build_store(Path(store), corpus, vocabulary, 128, "packed")
+
+    def prepare_all() -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            prepare((part,), vocabulary, vocabulary.size, 128, "packed", Path(cache))
+
+    works = {"encode_batch_fast": tokenize, "build_store": build, "prepare": prepare_all}
+    turns = []
     for number in range(args.pairs):
-        chunk = list(islice(lines, args.lines))
-        part.write_text("\n".join(chunk) + "\n", encoding="utf-8")
-        texts = [line for line in chunk if line]
-        corpus = scan_corpus((part,))
-        store, cache = folder / f"store-{number}", folder / f"cache-{number}"
-        store.mkdir()
-        works = {
-            "alone": lambda: vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False),  # noqa: B023
-            "store": lambda: build_store(store, corpus, vocabulary, 128, "packed"),  # noqa: B023
-            "prepare": lambda: prepare((part,), vocabulary, vocabulary.size, 128, "packed", cache),  # noqa: B023
-        }
-        order = list(works) if number % 2 else list(reversed(works))
+        # Every other turn goes backwards, so that a drift of the machine's speed favors no one.
+        order = reversed(works) if number % 2 else works
         times = {name: seconds(works[name]) for name in order}
-        store_shares.append(times["alone"] / times["store"])
-        prepare_shares.append(times["alone"] / times["prepare"])
-        megabytes = part.stat().st_size / 1e6
-        rates = ", ".join(f"{name} {megabytes / value:.2f} MB/s" for name, value in times.items())
-        print(f"{megabytes:.1f} MB: {rates}")
-    print(f"text to the store: {statistics.median(store_shares):.0%} of encode_batch_fast's rate; "
-          f"with hashing and counting the corpus {statistics.median(prepare_shares):.0%}")
+        turns.append(times)
+        rates = ", ".join(f"{name} {megabytes / times[name]:.2f} MB/s" for name in works)
+        print(f"{megabytes:.1f} MB: {rates}", flush=True)
+    store_share, prepare_share = (statistics.median(times["encode_batch_fast"] / times[name] for times in turns)
+                                  for name in ("build_store", "prepare"))
+    print(f"text to the token store: {store_share:.0%} of encode_batch_fast's rate; "
+          f"with hashing and counting the corpus {prepare_share:.0%}")
 
 
 def text_file(args: argparse.Namespace, folder: Path) -> Path:
@@ -189,12 +198,13 @@ def measure_processes(args: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_loader(args: argparse.Namespace, folder: Path) -> None:
-    from pretraining_step import ours
+    from pretraining_step import Workload, project_step  # imported where it is used, with all of Pretraining.py
     vocabulary = load_vocabulary(str(args.vocab))
     text = text_file(args, folder)
     _, data = prepare((text,), vocabulary, vocabulary.size, 128, "packed", folder / "cache")
     batches = TrainingBatches(data.train, vocabulary, 128, batch_size=32, by_length=False, seed=0)
-    step = ours(SimpleNamespace(layers=12, hidden_size=256, batch=32, length=128, device="cpu"), "fp32")
+    device = torch.device("cpu")
+    step = project_step(Workload(ModelConfig(), 32, 128, device, pick_precision("fp32", device)))
     step(0)  # the first step allocates memory
     shares = []
     for pair in range(args.pairs):
@@ -218,7 +228,7 @@ def run_all() -> None:
     parser.add_argument("--vocab", type=Path, help="BERT's vocab.txt")
     parser.add_argument("--megabytes", type=int, nargs=2, default=(100, 400), help="sizes at which memory is measured")
     parser.add_argument("--pairs", type=int, default=5, help="how often the two sides of a comparison take turns")
-    parser.add_argument("--lines", type=int, default=60_000, help="of a part of the text whose tokenization is timed")
+    parser.add_argument("--lines", type=int, default=200_000, help="of the text whose tokenization is timed")
     args = parser.parse_args()
     for name in args.measures:
         with tempfile.TemporaryDirectory() as folder:
@@ -226,5 +236,4 @@ def run_all() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     run_all()

@@ -1,24 +1,30 @@
-"""One pretraining step: this project's, beside the step wired from transformers' modules and its bare matrix products.
+"""Speed and memory of one pretraining step, compared with other ways to compute it.
 
     python benchmarks/pretraining_step.py --json result.json
     python benchmarks/pretraining_step.py --precision bf16 --profile
     python benchmarks/pretraining_step.py --corpus corpus.txt --vocab vocab.txt
 
-ours        the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
-recomputed  the same with --grad-checkpointing
-public      ElectraForMaskedLM and ElectraForPreTraining as public re-implementations wire them: shared embeddings, logits
-            of the whole vocabulary at every position and then a selection, torch.distributions' Gumbel noise, AdamW
-careful     the same modules wired as well as they allow untouched: logits at the chosen positions, fused AdamW
-products    the matrix multiplications of ours alone, forward and backward: the limit
-All run in turn, `--pairs` times after a warm-up; ratios are medians of the ratios of each turn. Memory is the peak above the
-built model and optimizer's, in a process of its own. With a corpus: Pretraining.py itself beside the bare step, and
-`--examples line` beside the same examples padded to the full length.
+project           the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
+checkpointed      the same with --grad-checkpointing
+plain             the same without the kernels for bf16 on a CPU (model.use_bf16_cpu_kernels)
+plain-vocabulary  the same with these kernels in the layers, but plain cross entropy and sampling
+public            transformers' ElectraForMaskedLM and ElectraForPreTraining, wired as public re-implementations do:
+                  logits of the whole vocabulary at every position, from which the chosen are then selected, Gumbel
+                  noise of torch.distributions, AdamW
+careful           the same modules, wired as well as they allow: logits at the chosen positions only, fused AdamW
+products          the matrix multiplications of `project` alone, forward and backward: an upper limit of the speed
+
+The variants take turns in one process, `--pairs` times after a warm-up. A ratio is the median of the ratios of the
+turns. Memory is the peak above what is allocated before the step, measured in its own process. On a CPU it includes
+the optimizer's state, which the first step allocates and which is equally large for all variants.
+
+With --corpus, two other comparisons are made: Pretraining.py as a whole with `project`, and batches of similar lengths
+(`--examples line`) with the same examples padded to the full length.
 """
 
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +33,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,139 +41,214 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dataset import Batch, Collator, TrainingBatches, mask_tokens, prepare
-from model import Electra, ModelConfig, sampler_draws, to_transformers_config
+from convert.names import config_to_transformers
+from convert.vocabulary import load_vocabulary
+from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, prepare
+from model import Electra, ModelConfig, cross_entropy, gumbel_sample, sampler_draws, use_bf16_cpu_kernels
 from Pretraining import Pretraining, Run, training_step
 from utils import Adam, Precision, decay_groups, pick_device, pick_precision
 
-IDS = SimpleNamespace(pad=0, unk=100, cls=101, sep=102, mask=103)  # of BERT's vocabulary
-CHOSEN = 0.15
-WARMUP = 2
-SCRIPT_STEPS = 10  # of a window of Pretraining.py's metrics
+ROOT = Path(__file__).resolve().parent.parent
+SPECIAL_IDS = SimpleNamespace(pad=0, unk=100, cls=101, sep=102, mask=103)  # of BERT's vocabulary
+MASK_PROB = 0.15
+HIDDEN_PROB = 0.85  # share of the chosen tokens that become [MASK]
+WARMUP_STEPS = 2
+WINDOW_STEPS = 10  # steps between two lines of Pretraining.py's metrics
+
+Step = Callable[[int], None]  # takes the number of the step
 
 
-def settings_of(args: argparse.Namespace) -> Pretraining:
-    model = dataclasses.replace(ModelConfig(), **{name: getattr(args, name) for name in ("layers", "hidden_size")},
-                                heads=args.hidden_size // 64, feed_forward_size=4 * args.hidden_size)
-    return Pretraining(batch_size=args.batch, max_length=args.length, warmup_steps=1, model=model)
+class Workload(NamedTuple):
+    """What all variants compute."""
+
+    model: ModelConfig
+    batch_size: int
+    length: int
+    device: torch.device
+    precision: Precision
+
+    def settings(self, grad_checkpointing: bool = False) -> Pretraining:
+        return Pretraining(batch_size=self.batch_size, max_length=self.length, warmup_steps=1, mask_prob=MASK_PROB,
+                           grad_checkpointing=grad_checkpointing, model=self.model)
+
+    def uses_kernels(self) -> bool:
+        """Whether Pretraining.py calls use_bf16_cpu_kernels here."""
+        return self.device.type == "cpu" and self.precision.dtype == torch.bfloat16
+
+    def batch(self) -> Batch:
+        """Rows of random word pieces in two segments, without padding."""
+        rng = torch.Generator().manual_seed(0)
+        ids = torch.randint(1000, 30000, (self.batch_size, self.length), generator=rng)
+        middle = self.length // 2
+        ids[:, 0], ids[:, middle], ids[:, -1] = SPECIAL_IDS.cls, SPECIAL_IDS.sep, SPECIAL_IDS.sep
+        segments = (torch.arange(self.length) > middle).long().expand_as(ids).contiguous()
+        return Batch(ids, segments, torch.ones_like(ids, dtype=torch.bool))
 
 
-def batch_of(args: argparse.Namespace) -> Batch:
-    """Full rows of random pieces."""
-    rng = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 30000, (args.batch, args.length), generator=rng)
-    ids[:, 0], ids[:, args.length // 2], ids[:, -1] = IDS.cls, IDS.sep, IDS.sep
-    segments = (torch.arange(args.length) > args.length // 2).long().expand_as(ids).contiguous()
-    return Batch(ids, segments, torch.ones_like(ids, dtype=torch.bool))
+# This project's step
 
 
-def ours(args: argparse.Namespace, precision_name: str, grad_checkpointing: bool = False) -> Callable[[int], None]:
-    settings = dataclasses.replace(settings_of(args), grad_checkpointing=grad_checkpointing)
-    device = pick_device(args.device)
-    run = run_of(settings, pick_precision(precision_name, device), device, IDS)
-    rng, batch = torch.Generator(device), batch_of(args)
-    return lambda step: training_step(run, batch, step, rng)
+def project_step(workload: Workload, grad_checkpointing: bool = False, kernels: str = "all") -> Step:
+    """The step of Pretraining.py. `kernels`: all, none, or only those in the layers."""
+    run = new_run(workload, SPECIAL_IDS, grad_checkpointing, kernels)
+    rng, batch = torch.Generator(workload.device), workload.batch()
+
+    def step(number: int) -> None:
+        training_step(run, batch, number, rng)
+    return step
 
 
-def run_of(settings: Pretraining, precision: Precision, device: torch.device, vocabulary: Any) -> Run:
-    electra = Electra(settings.model, settings.grad_checkpointing).to(device).train()
+def new_run(workload: Workload, vocabulary: Vocabulary | SimpleNamespace, grad_checkpointing: bool = False,
+            kernels: str = "all") -> Run:
+    """What Pretraining.py builds before its first step; it has neither data nor an output folder."""
+    settings = workload.settings(grad_checkpointing)
+    electra = Electra(workload.model, grad_checkpointing).to(workload.device).train()
+    if workload.uses_kernels() and kernels != "none":
+        use_bf16_cpu_kernels(electra)
+    if kernels == "layers":
+        electra.cross_entropy, electra.sample = cross_entropy, gumbel_sample
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
-    return Run(settings, settings.model, Path(), device, precision, vocabulary, None, electra, electra, optimizer,
-               precision.scaler())
+    return Run(settings, workload.model, output=Path(), device=workload.device, precision=workload.precision,
+               vocabulary=vocabulary, data=None, electra=electra, parallel=electra, optimizer=optimizer,
+               scaler=workload.precision.scaler())
 
 
-class Peer(nn.Module):
-    """transformers' two models with shared embeddings."""
+# The step with the networks of transformers
+
+
+class TransformersPair(nn.Module):
+    """transformers' generator and discriminator with shared embeddings, and two ways to wire them."""
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
-        self.generator = ElectraForMaskedLM(ElectraConfig(**to_transformers_config(model, model.generator())))
-        self.discriminator = ElectraForPreTraining(ElectraConfig(**to_transformers_config(model, model.discriminator())))
+        from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining  # slow to import
+        generator_config = config_to_transformers(model, model.generator())
+        self.generator = ElectraForMaskedLM(ElectraConfig(**generator_config))
+        discriminator_config = config_to_transformers(model, model.discriminator())
+        self.discriminator = ElectraForPreTraining(ElectraConfig(**discriminator_config))
         self.discriminator.electra.embeddings = self.generator.electra.embeddings
         self.gumbel = torch.distributions.Gumbel(0.0, 1.0)
 
-    def public(self, ids: Tensor, attended: Tensor, segments: Tensor, chosen: Tensor, masked: Tensor) -> Tensor:
-        logits = self.generator(masked, attended, segments).logits[chosen]
-        mlm_loss = F.cross_entropy(logits.float(), ids[chosen])
+    def public(self, batch: Batch, attention_mask: Tensor, chosen: Tensor, masked_ids: Tensor) -> Tensor:
+        """The loss as public re-implementations compute it."""
+        output = self.generator(input_ids=masked_ids, attention_mask=attention_mask, token_type_ids=batch.segments)
+        logits = output.logits[chosen].float()
+        mlm_loss = F.cross_entropy(logits, batch.ids[chosen])
         with torch.no_grad():
-            sampled = (logits.float() + self.gumbel.sample(logits.shape).to(logits.device)).argmax(-1)
-        return mlm_loss + self.detection_loss(ids, attended, segments, chosen, sampled)
+            sampled_ids = (logits + self.gumbel.sample(logits.shape).to(logits.device)).argmax(-1)
+        return mlm_loss + self.detection_loss(batch, attention_mask, chosen, sampled_ids)
 
-    def careful(self, ids: Tensor, attended: Tensor, segments: Tensor, chosen: Tensor, masked: Tensor) -> Tensor:
+    def careful(self, batch: Batch, attention_mask: Tensor, chosen: Tensor, masked_ids: Tensor) -> Tensor:
+        """The same loss from logits at the chosen positions only."""
         generator = self.generator
-        hidden = generator.electra(masked, attended, segments).last_hidden_state[chosen]
-        logits = generator.generator_lm_head(generator.generator_predictions(hidden)).float()
-        mlm_loss = F.cross_entropy(logits, ids[chosen])
+        output = generator.electra(input_ids=masked_ids, attention_mask=attention_mask, token_type_ids=batch.segments)
+        vectors = generator.generator_predictions(output.last_hidden_state[chosen])
+        logits = generator.generator_lm_head(vectors).float()
+        mlm_loss = F.cross_entropy(logits, batch.ids[chosen])
         with torch.no_grad():
-            sampled = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
-        return mlm_loss + self.detection_loss(ids, attended, segments, chosen, sampled)
+            sampled_ids = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+        return mlm_loss + self.detection_loss(batch, attention_mask, chosen, sampled_ids)
 
-    def detection_loss(self, ids: Tensor, attended: Tensor, segments: Tensor, chosen: Tensor, sampled: Tensor) -> Tensor:
-        corrupted = ids.clone()
-        corrupted[chosen] = sampled
-        logits = self.discriminator(corrupted, attended, segments).logits
-        return 50 * F.binary_cross_entropy_with_logits(logits.float(), (corrupted != ids).float())
+    def detection_loss(self, batch: Batch, attention_mask: Tensor, chosen: Tensor, sampled_ids: Tensor) -> Tensor:
+        corrupted_ids = batch.ids.clone()
+        corrupted_ids[chosen] = sampled_ids
+        output = self.discriminator(input_ids=corrupted_ids, attention_mask=attention_mask,
+                                    token_type_ids=batch.segments)
+        replaced = (corrupted_ids != batch.ids).float()
+        return 50 * F.binary_cross_entropy_with_logits(output.logits.float(), replaced)
 
 
-def peer_step(args: argparse.Namespace, precision_name: str, wiring: str) -> Callable[[int], None]:
-    settings, device = settings_of(args), pick_device(args.device)
-    precision = pick_precision(precision_name, device)
-    peer = Peer(settings.model).to(device).train()
-    optimizer = torch.optim.AdamW(decay_groups(peer, settings.weight_decay), 5e-4, eps=1e-6,
-                                  fused=wiring == "careful" or None)
-    scaler, batch = precision.scaler(), batch_of(args)
+def transformers_step(workload: Workload, wiring: str) -> Step:
+    """A training step with transformers' networks; `wiring` names a method of TransformersPair."""
+    settings, device = workload.settings(), workload.device
+    pair = TransformersPair(workload.model).to(device).train()
+    loss_of = getattr(pair, wiring)
+    fused = True if wiring == "careful" else None  # None: PyTorch's default
+    groups = decay_groups(pair, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, settings.learning_rate, eps=1e-6, fused=fused)
+    scaler, host_batch = workload.precision.scaler(), workload.batch()
 
-    def step(_: int) -> None:
-        ids, segments, mask = batch.to(device)
-        special = (ids == IDS.cls) | (ids == IDS.sep)
-        chosen = (torch.rand(ids.shape, device=device) < CHOSEN) & ~special
-        masked = ids.masked_fill(chosen & (torch.rand(ids.shape, device=device) < 0.85), IDS.mask)
-        with precision.autocast():
-            loss = getattr(peer, wiring)(ids, mask.long(), segments, chosen, masked)
+    def step(number: int) -> None:
+        batch = host_batch.to(device)
+        special = (batch.ids == SPECIAL_IDS.cls) | (batch.ids == SPECIAL_IDS.sep)
+        chosen = (torch.rand(batch.ids.shape, device=device) < MASK_PROB) & ~special
+        hidden = chosen & (torch.rand(batch.ids.shape, device=device) < HIDDEN_PROB)
+        masked_ids = batch.ids.masked_fill(hidden, SPECIAL_IDS.mask)
+        with workload.precision.autocast():
+            loss = loss_of(batch, batch.attention_mask.long(), chosen, masked_ids)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(pair.parameters(), settings.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
     return step
 
 
-def products(args: argparse.Namespace, precision_name: str) -> Callable[[int], None]:
-    """Every matrix multiplication of `ours`: (M, K) by (K, N), then the gradients of both factors."""
-    model, device = settings_of(args).model, pick_device(args.device)
-    dtype = pick_precision(precision_name, device).dtype
-    tokens, shapes = args.batch * args.length, []
-    for hidden, heads, inner in (model.generator(), model.discriminator()):
-        many = args.batch * heads
-        layer = [(1, tokens, hidden, 3 * hidden), (1, tokens, hidden, hidden), (1, tokens, hidden, inner),
-                 (1, tokens, inner, hidden), (many, args.length, hidden // heads, args.length),
-                 (many, args.length, args.length, hidden // heads)]
-        shapes += [(1, tokens, model.embedding_size, hidden), *(layer * model.layers)]
-    slots = args.batch * round(CHOSEN * args.length)
-    shapes += [(1, tokens, model.hidden_size, model.hidden_size), (1, slots, model.generator().hidden, model.embedding_size),
-               (1, slots, model.embedding_size, model.vocab_size)]
-    factors = {shape: [torch.randn(size, device=device, dtype=dtype)
-                       for size in ((shape[0], shape[1], shape[2]), (shape[0], shape[2], shape[3]),
-                                    (shape[0], shape[1], shape[3]))] for shape in set(shapes)}
+# The matrix products alone
 
-    def step(_: int) -> None:
+
+def matrix_products(workload: Workload) -> Step:
+    """Every matrix multiplication of `project`, and those of the gradients of both factors."""
+    shapes = product_shapes(workload)
+    factors = {}
+    for shape in set(shapes):
+        count, M, K, N = shape
+        sizes = ((count, M, K), (count, K, N), (count, M, N))
+        factors[shape] = [torch.randn(size, device=workload.device, dtype=workload.precision.dtype) for size in sizes]
+
+    def multiply(a: Tensor, b: Tensor) -> None:
+        if len(a) > 1:
+            torch.bmm(a, b)
+        else:
+            torch.mm(a[0], b[0])
+
+    def step(number: int) -> None:
         for shape in shapes:
             a, b, gradient = factors[shape]
-            multiply = torch.bmm if shape[0] > 1 else lambda x, y: torch.mm(x[0], y[0])
             multiply(a, b)
             multiply(gradient, b.mT)
             multiply(a.mT, gradient)
     return step
 
 
-STEPS = {"ours": ours, "recomputed": lambda *given: ours(*given, grad_checkpointing=True),
-         "public": lambda *given: peer_step(*given, "public"),
-         "careful": lambda *given: peer_step(*given, "careful"), "products": products}
+def product_shapes(workload: Workload) -> list[tuple[int, int, int, int]]:
+    """(count, M, K, N) of the forward pass: `count` products of (M, K) and (K, N) matrices."""
+    model, L = workload.model, workload.length
+    tokens = workload.batch_size * L
+    shapes = []
+    for hidden, heads, inner in (model.generator(), model.discriminator()):
+        if hidden != model.embedding_size:
+            shapes.append((1, tokens, model.embedding_size, hidden))
+        head_count, head_size = workload.batch_size * heads, hidden // heads
+        for _ in range(model.layers):
+            shapes += [(1, tokens, hidden, 3 * hidden), (1, tokens, hidden, hidden),  # query, key, value; output
+                       (head_count, L, head_size, L), (head_count, L, L, head_size),  # scores; attended values
+                       (1, tokens, hidden, inner), (1, tokens, inner, hidden)]  # feed-forward
+    # The heads of discriminator and generator.
+    predictions = workload.batch_size * round(MASK_PROB * L)
+    shapes += [(1, tokens, model.hidden_size, model.hidden_size),
+               (1, predictions, model.generator().hidden, model.embedding_size),
+               (1, predictions, model.embedding_size, model.vocab_size)]
+    return shapes
 
 
-def seconds(step: Callable[[int], None], number: int, device: torch.device) -> float:
+VARIANTS: dict[str, Callable[[Workload], Step]] = {
+    "project": project_step,
+    "checkpointed": lambda workload: project_step(workload, grad_checkpointing=True),
+    "plain": lambda workload: project_step(workload, kernels="none"),
+    "plain-vocabulary": lambda workload: project_step(workload, kernels="layers"),
+    "public": lambda workload: transformers_step(workload, "public"),
+    "careful": lambda workload: transformers_step(workload, "careful"),
+    "products": matrix_products,
+}
+WITHOUT_KERNELS = ("plain", "plain-vocabulary")  # the same as `project` except in bf16 on a CPU
+
+
+# Time and memory
+
+
+def seconds(step: Step, number: int, device: torch.device) -> float:
     began = time.perf_counter()
     step(number)
     if device.type == "cuda":
@@ -175,155 +256,229 @@ def seconds(step: Callable[[int], None], number: int, device: torch.device) -> f
     return time.perf_counter() - began
 
 
-def peak_memory(args: argparse.Namespace, name: str, precision_name: str) -> int:
-    """Bytes above those of model and optimizer, after a step has filled its state, in the steps that follow."""
-    device = pick_device(args.device)
-    step = STEPS[name](args, precision_name)
-    if device.type == "cuda":
-        step(0)
+def peak_memory(workload: Workload, name: str) -> int:
+    """Bytes at the peak of a step, above those of the model and, on CUDA, of the optimizer's state."""
+    step = VARIANTS[name](workload)
+    if workload.device.type == "cuda":
+        step(0)  # the optimizer's state is allocated here
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step(1)
         return torch.cuda.max_memory_allocated() - before
-    status = Path("/proc/self/status")
-
-    def kilobytes(field: str) -> int:
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
-    before = kilobytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    for number in range(2):
-        step(number)
-    return (kilobytes("VmHWM") - before) * 1024
+    before = process_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
+    step(0)
+    step(1)
+    return process_bytes("VmHWM") - before
 
 
-def measure(args: argparse.Namespace, precision_name: str) -> dict[str, dict[str, float]]:
-    device = pick_device(args.device)
-    steps = {name: STEPS[name](args, precision_name) for name in args.steps}
-    for number in range(WARMUP):
+def process_bytes(field: str) -> int:
+    """A size from /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise LookupError(f"/proc/self/status has no {field}")
+
+
+def measure(workload: Workload, names: list[str], pairs: int) -> dict[str, dict[str, float]]:
+    """Time, tokens per second, memory and the ratios to `project` of each variant."""
+    steps = {name: VARIANTS[name](workload) for name in names}
+    for number in range(WARMUP_STEPS):
         for step in steps.values():
             step(number)
-    turns = [{name: seconds(step, number, device) for name, step in steps.items()}
-             for number in range(WARMUP, WARMUP + args.pairs)]
-    found = {}
-    for name in steps:
-        time_of = statistics.median(turn[name] for turn in turns)
-        found[name] = {"seconds": time_of, "tokens_per_second": args.batch * args.length / time_of,
-                       "ours_is_faster": statistics.median(turn[name] / turn["ours"] for turn in turns)}
+    turns = [{name: seconds(step, number, workload.device) for name, step in steps.items()}
+             for number in range(WARMUP_STEPS, WARMUP_STEPS + pairs)]
+    results = {}
+    for name in names:
+        median = statistics.median(turn[name] for turn in turns)
+        results[name] = {"seconds": median, "tokens_per_second": workload.batch_size * workload.length / median,
+                         "time_ratio": statistics.median(turn[name] / turn["project"] for turn in turns)}
         if name != "products":
-            command = [sys.executable, __file__, *sys.argv[1:], "--measure-memory", name, "--precision", precision_name]
-            found[name]["memory"] = int(subprocess.run(command, check=True, capture_output=True, text=True,
-                                                       env=os.environ).stdout)
-            found[name]["memory_ours"] = found["ours"]["memory"] / found[name]["memory"]
-    return found
+            command = [sys.executable, __file__, *sys.argv[1:], "--measure-memory", name,
+                       "--precision", workload.precision.name]
+            process = subprocess.run(command, check=True, capture_output=True, text=True)
+            results[name]["memory"] = int(process.stdout)
+            results[name]["memory_ratio"] = results[name]["memory"] / results["project"]["memory"]
+    return results
 
 
-def script_beside_step(args: argparse.Namespace, precision_name: str) -> None:
-    """Pretraining.py's own tokens_per_second over its last steps, evaluations and saves (one in 5,000 steps) left out."""
-    steps, device = 2 * SCRIPT_STEPS, pick_device(args.device)
-    ratios, settings = [], settings_of(args)
-    vocabulary, data = prepare((args.corpus,), str(args.vocab), settings.model.vocab_size, args.length, "packed", args.cache)
-    batches = TrainingBatches(Collator(data.train, vocabulary, args.length), args.batch, False, 0)
-    some = [batches[SCRIPT_STEPS + number] for number in range(SCRIPT_STEPS)]  # those of the script's window
-    run, rng = run_of(settings, pick_precision(precision_name, device), device, vocabulary), torch.Generator(device)
-    seconds(lambda step: training_step(run, some[0], step, rng), 0, device)
-    for _ in range(args.pairs):
-        with tempfile.TemporaryDirectory() as folder:
-            flags = {"--config": Path(__file__).parent.parent / "configs" / "electra_small.toml", "--corpus": args.corpus,
-                     "--vocab": args.vocab, "--output": Path(folder) / "run", "--cache": args.cache, "--steps": steps,
-                     "--batch-size": args.batch, "--max-length": args.length, "--precision": precision_name,
-                     "--log-every": SCRIPT_STEPS, "--save-every": steps, "--eval-examples": 32,
-                     "--device": device.type}
-            command = [sys.executable, "Pretraining.py", *(str(word) for flag in flags.items() for word in flag)]
-            subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
-            *_, last = (json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-                        if "tokens_per_second" in line)
-        bare = sum(seconds(lambda step, batch=batch: training_step(run, batch, step, rng), 1, device) for batch in some)
-        ratios.append(last["tokens_per_second"] * bare / sum(batch.mask.sum().item() for batch in some))
-    print(f"{precision_name}: Pretraining.py runs at {statistics.median(ratios):.3f} of the bare step's rate "
-          f"({', '.join(f'{ratio:.3f}' for ratio in ratios)})")
+def print_table(workload: Workload, results: dict[str, dict[str, float]], pairs: int) -> None:
+    """One row a variant. The columns "x project" divide time and memory by those of `project`."""
+    print(f"\n{workload.precision.name}, {workload.batch_size} x {workload.length} tokens, {workload.device}, "
+          f"{torch.get_num_threads()} threads, medians of {pairs} turns")
+    print(f"{'':17}{'s/step':>8}{'x project':>11}{'tokens/s':>10}{'of limit':>10}{'peak MB':>9}{'x project':>11}")
+    for name, values in results.items():
+        row = f"{name:17}{values['seconds']:8.3f}{values['time_ratio']:11.2f}{values['tokens_per_second']:10,.0f}"
+        if "products" in results:
+            row += f"{results['products']['seconds'] / values['seconds']:10.0%}"
+        else:
+            row += f"{'':10}"
+        if "memory" in values:
+            row += f"{values['memory'] / 1e6:9.0f}{values['memory_ratio']:11.2f}"
+        print(row)
 
 
-def lines_beside_padding(args: argparse.Namespace, precision_name: str) -> None:
-    """Tokens that aren't padding, a second, of batches of similar length and of the same padded to the full length."""
-    settings, device = settings_of(args), pick_device(args.device)
-    vocabulary, data = prepare((args.corpus,), str(args.vocab), settings.model.vocab_size, args.length, "line", args.cache)
-    batches = TrainingBatches(Collator(data.train, vocabulary, args.length), args.batch, True, 0)
-    short = [batches[number] for number in range(args.pairs)]
-
-    def padded(tensor: Tensor) -> Tensor:
-        return F.pad(tensor, (0, args.length - tensor.shape[1]))
-    run = run_of(settings, pick_precision(precision_name, device), device, vocabulary)
-    rng = torch.Generator(device)
-    ratios, rates, differences = [], [], []
-    for number, batch in enumerate([short[0], *short]):  # the first warms up
-        times = []
-        for some in (batch, Batch(*map(padded, batch))):
-            times.append(seconds(lambda step, some=some: training_step(run, some, step, rng), 1, device))
-        masked = mask_tokens(batch, vocabulary, settings.mask_prob, args.length, rng)
-        draws = sampler_draws(masked.positions.shape, settings.model.vocab_size, device, rng)
-        run.electra.eval()
-        with torch.no_grad():
-            one = run.electra(*batch, *masked, draws)
-            other = run.electra(*map(padded, batch), padded(masked.ids), *masked[1:], draws)
-        run.electra.train()
-        differences += [abs(a.sum() / b.sum() - 1).item() for a, b in zip(one[:2], other[:2], strict=True)]
-        if number:
-            ratios.append(times[1] / times[0])
-            rates.append(batch.mask.sum().item() / times[0])
-    print(f"{precision_name}: line examples, {statistics.median(rates):,.0f} tokens/s that aren't padding, "
-          f"{statistics.median(ratios):.2f} times those of full-length batches ({', '.join(f'{r:.2f}' for r in ratios)}); "
-          f"losses differ by at most {max(differences):.1e} relative")
-
-
-def profile(args: argparse.Namespace, precision_name: str) -> None:
-    step = STEPS[args.steps[0]](args, precision_name)
+def profile(workload: Workload, name: str) -> None:
+    """Shows on which operations a step spends its time."""
+    step = VARIANTS[name](workload)
     step(0)
     with torch.profiler.profile() as profiler:
         step(1)
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60))
 
 
-def main() -> None:
+# Comparisons on a corpus
+
+
+def tokenized(options: argparse.Namespace, workload: Workload, examples: str) -> tuple[Vocabulary, Data]:
+    vocabulary = load_vocabulary(str(options.vocab))
+    return prepare((options.corpus,), vocabulary, vocabulary.size, workload.length, examples, options.cache)
+
+
+def compare_script(options: argparse.Namespace, workload: Workload) -> None:
+    """Pretraining.py's tokens per second over its last window, compared with bare steps on the same batches.
+
+    Evaluating and saving, once in thousands of steps, are left out of both.
+    """
+    vocabulary, data = tokenized(options, workload, "packed")
+    batches = TrainingBatches(data.train, vocabulary, workload.length, workload.batch_size, by_length=False, seed=0)
+    window = [batches[WINDOW_STEPS + number] for number in range(WINDOW_STEPS)]
+    run, rng = new_run(workload, vocabulary), torch.Generator(workload.device)
+
+    def window_steps(number: int) -> None:
+        for batch in window:
+            training_step(run, batch, number, rng)
+
+    training_step(run, window[0], 0, rng)  # the first step allocates memory
+    tokens = sum(batch.attention_mask.sum().item() for batch in window)
+    ratios = []
+    for _ in range(options.pairs):
+        script_rate = script_tokens_per_second(options, workload)
+        bare_rate = tokens / seconds(window_steps, 1, workload.device)
+        ratios.append(script_rate / bare_rate)
+    print(f"{workload.precision.name}: Pretraining.py runs at {statistics.median(ratios):.3f} of the bare step's rate "
+          f"({', '.join(f'{ratio:.3f}' for ratio in ratios)})")
+
+
+def script_tokens_per_second(options: argparse.Namespace, workload: Workload) -> float:
+    """The last rate that a run of two windows writes to its metrics."""
+    steps, model = 2 * WINDOW_STEPS, workload.model
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        flags = {"--config": ROOT / "configs" / "electra_small.toml", "--corpus": options.corpus.resolve(),
+                 "--vocab": options.vocab.resolve(), "--output": output, "--cache": options.cache.resolve(),
+                 "--steps": steps, "--batch-size": workload.batch_size, "--max-length": workload.length,
+                 "--precision": workload.precision.name, "--device": workload.device.type, "--log-every": WINDOW_STEPS,
+                 "--save-every": steps, "--eval-examples": 32, "--model.layers": model.layers,
+                 "--model.hidden-size": model.hidden_size, "--model.heads": model.heads,
+                 "--model.feed-forward-size": model.feed_forward_size}
+        command = [sys.executable, "Pretraining.py"]
+        for flag, value in flags.items():
+            command += [flag, str(value)]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        records = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
+    return rates[-1]
+
+
+def compare_padding(options: argparse.Namespace, workload: Workload) -> None:
+    """Time of batches of similar lengths, compared with the same examples padded to the full length."""
+    vocabulary, data = tokenized(options, workload, "line")
+    batches = TrainingBatches(data.train, vocabulary, workload.length, workload.batch_size, by_length=True, seed=0)
+    run, rng = new_run(workload, vocabulary), torch.Generator(workload.device)
+    ratios, rates, differences = [], [], []
+    for number in range(options.pairs + 1):
+        short = batches[max(0, number - 1)]  # the first batch comes twice, at first to warm up
+        padded = pad_batch(short, workload.length, vocabulary.pad)
+        times = [seconds(lambda step, batch=batch: training_step(run, batch, step, rng), 1, workload.device)
+                 for batch in (short, padded)]
+        differences.append(largest_loss_difference(run, short, workload.length, rng))
+        if number > 0:
+            ratios.append(times[1] / times[0])
+            rates.append(short.attention_mask.sum().item() / times[0])
+    print(f"{workload.precision.name}: with one line an example, {statistics.median(rates):,.0f} tokens/s, padding not "
+          f"counted, {statistics.median(ratios):.2f} times the rate of batches padded to the full length "
+          f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}); relative difference of the losses at most "
+          f"{max(differences):.1e}")
+
+
+def pad_batch(batch: Batch, length: int, pad: int) -> Batch:
+    missing = (0, length - batch.ids.shape[1])
+    return Batch(F.pad(batch.ids, missing, value=pad), F.pad(batch.segments, missing),
+                 F.pad(batch.attention_mask, missing))
+
+
+@torch.no_grad()
+def largest_loss_difference(run: Run, batch: Batch, length: int, rng: torch.Generator) -> float:
+    """By how much padding changes generator and discriminator losses, relative to them, without dropout."""
+    batch = batch.to(run.device)
+    masked = mask_tokens(batch, run.vocabulary, MASK_PROB, length, rng)
+    draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
+    padded_batch = pad_batch(batch, length, run.vocabulary.pad)
+    padded_ids = F.pad(masked.ids, (0, length - masked.ids.shape[1]), value=run.vocabulary.pad)
+    run.electra.eval()
+    output = run.electra(batch, masked, draws)
+    padded_output = run.electra(padded_batch, Masked(padded_ids, masked.positions, masked.chosen), draws)
+    run.electra.train()
+    pairs = ((output.generator_losses, padded_output.generator_losses),
+             (output.discriminator_losses, padded_output.discriminator_losses))
+    return max(abs(losses.sum() / padded_losses.sum() - 1).item() for losses, padded_losses in pairs)
+
+
+# Command line
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32", "fp16"])
-    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS), help="ours first")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS),
+                        help="what to measure beside `project`; those that equal it on this device are left out")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5, help="how often the variants take turns")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--corpus", type=Path, help="text for Pretraining.py beside the bare step")
-    parser.add_argument("--vocab", type=Path, help="BERT's vocab.txt, with --corpus")
-    parser.add_argument("--cache", type=Path, default=Path("data/cache").resolve())
+    parser.add_argument("--corpus", type=Path, help="text file, for the comparisons on a corpus")
+    parser.add_argument("--vocab", type=Path, help="BERT's vocab.txt, needed with --corpus")
+    parser.add_argument("--cache", type=Path, default=ROOT / "data" / "cache")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--profile", action="store_true", help="show where a step of the first of --steps spends its time")
-    parser.add_argument("--measure-memory", choices=list(STEPS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--profile", action="store_true",
+                        help="show on what a step of the first of --variants spends its time")
+    parser.add_argument("--measure-memory", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def new_workload(options: argparse.Namespace, precision_name: str) -> Workload:
+    model = dataclasses.replace(ModelConfig(), layers=options.layers, hidden_size=options.hidden_size,
+                                heads=options.hidden_size // 64, feed_forward_size=4 * options.hidden_size)
+    device = pick_device(options.device)
+    return Workload(model, options.batch, options.length, device, pick_precision(precision_name, device))
+
+
+def main() -> None:
+    options = parse_arguments()
     torch.set_float32_matmul_precision("high")
-    if args.measure_memory:
-        print(peak_memory(args, args.measure_memory, args.precision[-1]))
+    if options.measure_memory:
+        print(peak_memory(new_workload(options, options.precision[-1]), options.measure_memory))
         return
-    results = {}
-    for precision_name in args.precision:
-        if args.profile:
-            profile(args, precision_name)
-            continue
-        if args.corpus:
-            script_beside_step(args, precision_name)
-            lines_beside_padding(args, precision_name)
-            continue
-        results[precision_name] = found = measure(args, precision_name)
-        print(f"\n{precision_name}, {args.batch} x {args.length} tokens, {pick_device(args.device)}, "
-              f"{torch.get_num_threads()} threads, medians of {args.pairs}")
-        print(f"{'':12}{'s/step':>8}{'tokens/s':>10}{'ours is':>14}{'of limit':>10}{'peak MB':>9}{'ours needs':>12}")
-        for name, values in found.items():
-            share = found["products"]["seconds"] / values["seconds"] if "products" in found else float("nan")
-            memory = (f"{values['memory'] / 1e6:9.0f}{values['memory_ours']:11.2f}x" if "memory" in values else "")
-            print(f"{name:12}{values['seconds']:8.3f}{values['tokens_per_second']:10,.0f}"
-                  f"{values['ours_is_faster']:7.2f}x faster{share:10.0%}{memory}")
-    if args.json and results:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results: dict[str, Any] = {}
+    for precision_name in options.precision:
+        workload = new_workload(options, precision_name)
+        if options.profile:
+            profile(workload, options.variants[0])
+        elif options.corpus:
+            compare_script(options, workload)
+            compare_padding(options, workload)
+        else:
+            names = ["project"]
+            for name in options.variants:
+                if name not in names and (workload.uses_kernels() or name not in WITHOUT_KERNELS):
+                    names.append(name)
+            results[precision_name] = measure(workload, names, options.pairs)
+            print_table(workload, results[precision_name], options.pairs)
+    if options.json and results:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
