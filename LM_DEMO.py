@@ -186,7 +186,7 @@ def input_texts(source: str | None) -> Iterator[str]:
         yield text
 
 
-def encoded(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int) -> Iterator[Sentence]:
+def read_sentences(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int) -> Iterator[Sentence]:
     """Sentences of at most `max_pieces`, with a warning for each that is cut. Texts without any piece are left out."""
     number = 0
     for text in texts:
@@ -225,7 +225,7 @@ def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int
 
 def filled_in(settings: Demo, pair: Pair) -> Iterator[Sentence]:
     """The sentences of the input, in its order. A batch has similar lengths, and [MASK] in all sentences or in none."""
-    sentences = encoded(input_texts(settings.input), pair.vocabulary, pair.max_length - 2)  # without [CLS] and [SEP]
+    sentences = read_sentences(input_texts(settings.input), pair.vocabulary, pair.max_length - 2)  # [CLS] and [SEP]
     rng = torch.Generator(pair.device).manual_seed(settings.seed)
     chunk_size = 1
     for _, group in groupby(sentences, key=lambda sentence: pair.vocabulary.mask in sentence.ids):

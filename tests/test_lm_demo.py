@@ -17,7 +17,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 import LM_DEMO
 from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
-from LM_DEMO import Demo, encode, encoded, filled_in, in_words, load_pair, main
+from LM_DEMO import Demo, encode, filled_in, in_words, load_pair, main, read_sentences
 from utils import load, save
 
 ROOT = Path(__file__).parent.parent
@@ -178,7 +178,7 @@ def test_generated_rows_keep_the_spaces_of_the_line_and_join_pieces_of_a_word():
 
     def shown(text, changes=None):
         """The generated row of a line in which the generator replaced pieces by number."""
-        sentence = next(encoded(iter([text]), vocabulary, 99))
+        sentence = next(read_sentences(iter([text]), vocabulary, 99))
         names = [(changes or {}).get(n, pieces[original]) for n, original in enumerate(sentence.ids)]
         row = [vocabulary.cls, *map(vocabulary.tokenizer.token_to_id, names), vocabulary.sep]
         sentence = in_words(pieces, sentence, row, row, [0.0 for _ in row], {})
