@@ -18,6 +18,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice, repeat
 from pathlib import Path
@@ -363,14 +364,21 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
 
 def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str, int], bar: tqdm) -> Iterator[list[int]]:
     """Ids of each line that has any, and [] for the end of a document; adds to `counts`."""
-    for chunk in iter(lambda: list(islice(lines, CHUNK_LINES)), []):
-        encoded = [ids for line, ids in zip(chunk, vocabulary.encode(chunk), strict=True) if ids or not line]
-        counts["tokens"] += sum(map(len, encoded))
-        counts["unknown"] += sum(ids.count(vocabulary.unk) for ids in encoded)
-        if counts["tokens"] > 1_000_000:  # before that, a few foreign lines at the beginning could mislead
-            refuse_unknown(counts)
-        yield from encoded
-        bar.update(sum(map(bool, encoded)))
+    chunks = iter(lambda: list(islice(lines, CHUNK_LINES)), [])
+    with ThreadPoolExecutor(1) as thread:
+        jobs = ((chunk, thread.submit(vocabulary.encode, chunk)) for chunk in chunks)
+        job = next(jobs, None)
+        while job:
+            next_job = next(jobs, None)  # tokenized by the thread while this chunk is packed
+            chunk, future = job
+            encoded = [ids for line, ids in zip(chunk, future.result(), strict=True) if ids or not line]
+            counts["tokens"] += sum(map(len, encoded))
+            counts["unknown"] += sum(ids.count(vocabulary.unk) for ids in encoded)
+            if counts["tokens"] > 1_000_000:  # before that, a few foreign lines at the beginning could mislead
+                refuse_unknown(counts)
+            yield from encoded
+            bar.update(sum(map(bool, encoded)))
+            job = next_job
 
 
 def refuse_unknown(counts: dict[str, int]) -> None:
