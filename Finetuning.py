@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -21,13 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Segments, Vocabulary, content_key
+from dataset import Vocabulary, content_key
 from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
-from tasks.encoding import encode_texts, length_batches
-from tasks.glue import TASKS, Row, Task, TaskData, glue_table, read_all_tasks, read_task, task_key, tsv_lines
+from tasks.encoding import encode_texts, length_batches, training_examples
+from tasks.glue import TASKS, Row, Task, TaskData, read_all_tasks, read_task, read_user_rows, task_key
 from tasks.metrics import METRICS
-from utils import (Adam, InputError, Precision, bounded, locked, newest_run_file, pick_device, pick_precision,
-                   read_settings, reports_input_errors, require, scheduled_rate, skip_unless_finite, write_text)
+from tasks.results import (RunResult, glue_table, median_score, read_results, require_same_settings, scores_text,
+                           statistics_text, write_results, write_tsv)
+from utils import (Adam, Precision, bounded, locked, newest_run_file, pick_device, pick_precision,
+                   read_settings, reports_input_errors, require, scheduled_rate, skip_unless_finite)
 
 ADAM_EPS = 1e-6  # google-research/electra, model/optimization.py
 # Settings that choose runs, files or a device. Runs of one folder may differ in these and in no others.
@@ -100,21 +101,6 @@ class Experiment(NamedTuple):
     user_rows: list[Row]  # of --predict-file
 
 
-class RunResult(NamedTuple):
-    """One run, as results.json holds it."""
-
-    task: str
-    seed: int
-    scores: dict[str, float]
-    settings: dict[str, Any]  # from compared_settings
-    source: str
-    train_rows: int
-    skipped_rows: int
-    dev_rows: dict[str, int]
-    device: str
-    seconds: float
-
-
 @reports_input_errors
 def main(argv: list[str]) -> int:
     settings = read_settings(Finetuning, argv)
@@ -169,9 +155,8 @@ def read_weights(settings: Finetuning, key: str) -> tuple[str, SavedNetwork]:
         require(saved.task == task, f"{path} was fine-tuned on {saved.task}: expected --task {saved.task}")
         outputs = saved.network.prediction.out_features
         require(outputs == TASKS[task].outputs, f"{path} has {outputs} outputs, {task} has {TASKS[task].outputs}")
-    longest = saved.config.max_positions
-    require(settings.max_length <= longest,
-            f"--max-length {settings.max_length} is beyond the {longest} positions of {path}")
+    require(settings.max_length <= saved.config.max_positions,
+            f"--max-length {settings.max_length} is beyond the {saved.config.max_positions} positions of {path}")
     return str(path), saved
 
 
@@ -192,17 +177,6 @@ def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
     return digest.hexdigest()
 
 
-def read_user_rows(file: str, task: Task) -> list[Row]:
-    """A user's texts; the index of each is the number of its line."""
-    rows = []
-    for number, texts in tsv_lines(Path(file)):
-        require(len(texts) == len(task.texts),
-                f"{file}, line {number}: {len(texts)} texts separated by tabs, {task.name} has {len(task.texts)}")
-        rows.append(Row(str(number), tuple(texts), math.nan))
-    require(bool(rows), f"no text in {file}: expected one a line, or a pair separated by a tab")
-    return rows
-
-
 # Runs
 
 
@@ -216,25 +190,16 @@ def finetune_task(experiment: Experiment, data: TaskData) -> list[RunResult]:
     seeds = range(settings.seed, settings.seed + settings.seeds)
     for seed in seeds:
         run = results.get((data.key, seed))
-        if run and is_complete(run, compared, experiment, data):
-            print(f"{data.task.name}, seed {seed}: finished before, {scores_text(run.scores)}")
-            continue
+        if run:
+            require_same_settings(run, compared, experiment.output)
+            if is_complete(experiment, data, seed):
+                print(f"{data.task.name}, seed {seed}: finished before, {scores_text(run.scores)}")
+                continue
         results[data.key, seed] = finetune(experiment, data, seed, compared)
-        write_text(path, json.dumps({"runs": [run._asdict() for run in results.values()]}, indent=1))
+        write_results(path, results.values())
     runs = [results[data.key, seed] for seed in seeds]
     print(statistics_text(data.task, runs))
     return runs
-
-
-def read_results(path: Path) -> dict[tuple[str, int], RunResult]:
-    """The runs in results.json by task and seed; none if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        runs = [RunResult(**run) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path} can't be read as results: delete it or choose another --output") from None
-    return {(run.task, run.seed): run for run in runs}
 
 
 def compared_settings(experiment: Experiment, data: TaskData) -> dict[str, Any]:
@@ -247,13 +212,9 @@ def compared_settings(experiment: Experiment, data: TaskData) -> dict[str, Any]:
                      "data": content_key(data.train, data.dev)}
 
 
-def is_complete(run: RunResult, compared: dict[str, Any], experiment: Experiment, data: TaskData) -> bool:
-    """Whether all files that the command asks for are there; InputError if the run was made with other settings."""
-    for name, value in compared.items():
-        before = run.settings.get(name)
-        require(before == value, f"{experiment.output} holds {run.task}, seed {run.seed}, with {name} = {before}, "
-                f"this command has {value}: choose another --output")
-    folder, submissions = run_folders(experiment.output, run.task, run.seed)
+def is_complete(experiment: Experiment, data: TaskData, seed: int) -> bool:
+    """Whether all files that the command asks for are there."""
+    folder, submissions = run_folders(experiment.output, data.key, seed)
     files = [submissions / f"{name}.tsv" for name in data.tests]
     if experiment.user_rows:
         files.append(user_predictions(folder, experiment.settings))
@@ -390,16 +351,6 @@ def train(experiment: Experiment, data: TaskData, classifier: Classifier, epochs
     return scores
 
 
-def training_examples(rows: list[Row], task: Task, vocabulary: Vocabulary,
-                      max_length: int) -> tuple[list[Segments], np.ndarray]:
-    """Examples and their labels (N,), each pair in both orders where the task is trained so."""
-    texts, labels = [row.texts for row in rows], np.array([row.label for row in rows])
-    examples = encode_texts(texts, vocabulary, max_length)
-    if not task.both_orders:
-        return examples, labels
-    return examples + encode_texts(texts, vocabulary, max_length, swap=True), np.concatenate([labels, labels])
-
-
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Cross entropy, or the squared error of labels scaled to 0..1 (finetune/classification_tasks.py)."""
     if task.labels:
@@ -432,11 +383,6 @@ def predicted_labels(task: Task, outputs: np.ndarray) -> np.ndarray:
     return outputs.argmax(-1) if task.labels else outputs[:, 0].astype(np.float64) * task.highest
 
 
-def label_texts(task: Task, labels: np.ndarray) -> list[str]:
-    """Labels as the task's files have them."""
-    return [task.labels[int(label)] if task.labels else repr(float(label)) for label in labels]
-
-
 def evaluate(experiment: Experiment, data: TaskData, classifier: Classifier,
              folder: Path | None = None) -> dict[str, float]:
     """The task's metrics over all dev rows; labels and predictions go into dev.tsv or dev-SPLIT.tsv of `folder`."""
@@ -448,7 +394,7 @@ def evaluate(experiment: Experiment, data: TaskData, classifier: Classifier,
             scores[f"{split}_{name}" if split else name] = float(METRICS[name](labels, predictions))
         if folder:
             path = folder / (f"dev-{split}.tsv" if split else "dev.tsv")
-            write_tsv(path, ["label", "prediction"], label_texts(task, labels), label_texts(task, predictions))
+            write_tsv(path, ["label", "prediction"], task.label_texts(labels), task.label_texts(predictions))
     return scores
 
 
@@ -461,7 +407,7 @@ def write_predictions(experiment: Experiment, data: TaskData, classifier: Classi
         if not task.labels:
             labels = labels.clip(0, task.highest)
         write_tsv(submissions / f"{name}.tsv", ["index", "prediction"], [row.index for row in rows],
-                  label_texts(task, labels))
+                  task.label_texts(labels))
         tqdm.write(f"predictions: {submissions / f'{name}.tsv'}")
     if not experiment.user_rows:
         return
@@ -471,43 +417,13 @@ def write_predictions(experiment: Experiment, data: TaskData, classifier: Classi
         probabilities = [f"{value:.4f}" for value in torch.tensor(outputs).softmax(-1).amax(-1).tolist()]
     path = user_predictions(folder, experiment.settings)
     write_tsv(path, ["line", "prediction", "probability", "text"], [row.index for row in experiment.user_rows],
-              label_texts(task, predicted_labels(task, outputs)), probabilities,
+              task.label_texts(predicted_labels(task, outputs)), probabilities,
               ["\t".join(row.texts) for row in experiment.user_rows])
     tqdm.write(f"predictions: {path}")
 
 
 def user_predictions(folder: Path, settings: Finetuning) -> Path:
     return folder / f"{Path(settings.predict_file).stem}-predictions.tsv"
-
-
-def write_tsv(path: Path, header: list[str], *columns: list[str]) -> None:
-    """Writes columns of equal length below their header; the folder is created if need be."""
-    lines = ["\t".join(fields) for fields in (header, *zip(*columns, strict=True))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(lines) + "\n")
-
-
-# Statistics
-
-
-def scores_text(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
-
-
-def median_score(runs: list[RunResult]) -> float:
-    """Median of the task's first metric, in hundredths."""
-    return 100 * statistics.median(next(iter(run.scores.values())) for run in runs)
-
-
-def statistics_text(task: Task, runs: list[RunResult]) -> str:
-    """Median, mean, standard deviation (n - 1) and each run, in hundredths, a line for each metric."""
-    lines = []
-    for name in runs[0].scores:
-        values = [100 * run.scores[name] for run in runs]
-        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        lines.append(f"{task.name} {name}: median {statistics.median(values):.2f}, mean {statistics.mean(values):.2f}, "
-                     f"std {deviation}, n {len(values)} ({', '.join(f'{value:.2f}' for value in values)})")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

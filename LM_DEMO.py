@@ -26,13 +26,12 @@ import torch
 from dataset import Vocabulary, batches_by_length, collate, existing_masks, mask_tokens, read_lines
 from model import Discriminator, Generator, corrupt, gumbel_sample, load_network, sampler_draws
 from studies.tracking import detection_metrics
-from utils import (InputError, bounded, newest_run_file, pick_device, read_settings, reports_input_errors, require,
-                   write_text)
+from utils import bounded, newest_run_file, pick_device, read_settings, reports_input_errors, require, write_text
 
 MASK = "[MASK]"
 PAGE_TOP_K = 5  # pieces listed for each place on the page when --top-k isn't given
-CHUNK_LINES = 256  # most lines that are sorted by length together
-BATCH_LINES = 16  # lines in one forward pass
+CHUNK_SIZE = 256  # most sentences that are sorted by length together
+BATCH_SIZE = 16  # sentences in one forward pass
 UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # white space, control characters, surrogates
 NO_SPACE_BEFORE = set(".,;:!?)]}%'")
 NO_SPACE_AFTER = set("([{$'")
@@ -76,19 +75,12 @@ class Pair(NamedTuple):
 
     generator: Generator
     generator_path: Path
-    discriminator: Discriminator | None
-    discriminator_path: Path | None
     vocabulary: Vocabulary
+    names: list[str]  # of the vocabulary's pieces, by their ids
     max_length: int  # tokens of a row, [CLS] and [SEP] included
     device: torch.device
-
-
-class Line(NamedTuple):
-    """A sentence as text and as token ids."""
-
-    text: str
-    ids: list[int]
-    spaces: list[str]  # in front of each piece, "" or " "
+    discriminator: Discriminator | None = None
+    discriminator_path: Path | None = None
 
 
 class Piece(NamedTuple):
@@ -104,11 +96,13 @@ class Piece(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A line as it is shown."""
+    """A line with text, before and after it has been filled in."""
 
     text: str
-    masked: list[Piece]
-    generated: list[Piece]
+    ids: list[int]
+    spaces: list[str]  # in front of each piece, "" or " "
+    masked: Sequence[Piece] = ()  # what the generator sees
+    generated: Sequence[Piece] = ()  # what the discriminator sees
 
 
 @reports_input_errors
@@ -136,20 +130,25 @@ def show(settings: Demo, pair: Pair) -> None:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     judged = pair.discriminator is not None
     page = [page_head(settings, pair)]
-    totals = Totals()
+    number, places = 0, 0
+    labels, probabilities = array("b"), array("d")  # of the pieces whose original is known: 9 bytes each
     print(text_head(pair, colour))
     for number, sentence in enumerate(filled_in(settings, pair), 1):
-        totals.add(sentence)
         print(text_view(number, sentence, settings.top_k, judged, colour), flush=True)
         if settings.html:
             page.append(page_view(number, sentence, judged))
-    if settings.input and not totals.sentences:
-        raise InputError(f"no text in {settings.input}: expected one sentence a line")
+        places += sum(piece.mark != "" for piece in sentence.generated)
+        known = [piece for piece in sentence.generated if piece.mark != "filled"]
+        labels.extend(piece.mark == "replaced" for piece in known)
+        probabilities.extend(piece.replaced for piece in known)
+    require(number > 0 or not settings.input, f"no text in {settings.input}: expected one sentence a line")
     source = "standard input" if settings.input in (None, "-") else settings.input
-    summary = f"{source}: {totals.summary(judged)}"
+    summary = f"{source}: {number:,} sentences, {places:,} places filled in, {sum(labels):,} pieces replaced"
+    if judged and any(labels):
+        summary += detection_text(np.array(labels, dtype=bool), np.array(probabilities))
     print(summary)
     if settings.html:
-        page.append(PAGE_FOOT.format(summary=escape(summary)))
+        page.append(f"</main>\n<footer><p>{escape(summary)}</p></footer>\n</body></html>\n")
         write_text(Path(settings.html), "".join(page))
 
 
@@ -158,8 +157,7 @@ def load_pair(weights: str | None, discriminator: str | None, device: torch.devi
     path = Path(weights) if weights else newest_run_file("gen.pt")
     saved = load_network(path, ["generator"], "--weights")
     vocabulary = Vocabulary.of_network(saved, str(path))
-    pair = Pair(saved.network.to(device), path, None, None, vocabulary, saved.config.max_positions, device)
-
+    pair = Pair(saved.network.to(device), path, vocabulary, vocabulary.pieces(), saved.config.max_positions, device)
     path = Path(discriminator) if discriminator else path.with_name("disc.pt")
     if not discriminator and not path.is_file():
         return pair
@@ -173,10 +171,7 @@ def load_pair(weights: str | None, discriminator: str | None, device: torch.devi
 
 
 def input_texts(source: str | None) -> Iterator[str]:
-    """Lines with text of a file or of standard input, or typed at a prompt until an empty line.
-
-    Raises InputError if the file is binary or can't be read.
-    """
+    """Lines of a file or standard input, or typed at a prompt; InputError if it is binary or can't be read."""
     if source is None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8", errors="replace")
@@ -186,13 +181,13 @@ def input_texts(source: str | None) -> Iterator[str]:
                 yield text
         return
     for text in read_lines([Path(source)]):
-        if "\0" in text or text.count("\ufffd") > len(text) / 4:
-            raise InputError(f"{source} is binary or not UTF-8: expected text with one sentence a line")
+        is_text = "\0" not in text and text.count("\ufffd") <= len(text) / 4
+        require(is_text, f"{source} is binary or not UTF-8: expected text with one sentence a line")
         yield text
 
 
-def encoded_lines(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int) -> Iterator[Line]:
-    """Lines of at most `max_pieces`, with a warning for each that is cut. Texts without any piece are left out."""
+def encoded(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int) -> Iterator[Sentence]:
+    """Sentences of at most `max_pieces`, with a warning for each that is cut. Texts without any piece are left out."""
     number = 0
     for text in texts:
         text = UNPRINTABLE.sub(" ", text)
@@ -207,13 +202,12 @@ def encoded_lines(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int)
             text = f"{text[:spans[-1][1]]} ..."
         ends = [0, *(end for _, end in spans)]
         spaces = [" " if " " in text[end:start] else "" for end, (start, _) in zip(ends, spans, strict=False)]
-        yield Line(text, ids, spaces)
+        yield Sentence(text, ids, spaces)
 
 
 def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of the pieces, and where each begins and ends in the text. "[MASK]" is the mask, "[SEP]" is plain text."""
-    ids, spans = [], []
-    start = 0
+    ids, spans, start = [], [], 0
     for part in re.split(r"(\[MASK\])", text):
         if part == MASK:
             ids.append(vocabulary.mask)
@@ -230,28 +224,27 @@ def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int
 
 
 def filled_in(settings: Demo, pair: Pair) -> Iterator[Sentence]:
-    """The sentences of the input, in its order. A batch has lines of similar length, all with [MASK] or all without."""
-    lines = encoded_lines(input_texts(settings.input), pair.vocabulary, pair.max_length - 2)  # room for [CLS] and [SEP]
+    """The sentences of the input, in its order. A batch has similar lengths, and [MASK] in all sentences or in none."""
+    sentences = encoded(input_texts(settings.input), pair.vocabulary, pair.max_length - 2)  # without [CLS] and [SEP]
     rng = torch.Generator(pair.device).manual_seed(settings.seed)
-    names = pair.vocabulary.pieces()
-    chunk_lines = 1
-    for _, group in groupby(lines, key=lambda line: pair.vocabulary.mask in line.ids):
-        while chunk := list(islice(group, chunk_lines)):
-            sentences = {}
-            for numbers in batches_by_length(np.array([len(line.ids) for line in chunk]), BATCH_LINES):
-                batch = [chunk[number] for number in numbers]
-                sentences |= zip(numbers, fill_in(batch, pair, names, settings, rng), strict=True)
-            yield from (sentences[number] for number in range(len(chunk)))
+    chunk_size = 1
+    for _, group in groupby(sentences, key=lambda sentence: pair.vocabulary.mask in sentence.ids):
+        while chunk := list(islice(group, chunk_size)):
+            for numbers in batches_by_length(np.array([len(sentence.ids) for sentence in chunk]), BATCH_SIZE):
+                batch = fill_in([chunk[number] for number in numbers], pair, settings, rng)
+                for number, sentence in zip(numbers, batch, strict=True):
+                    chunk[number] = sentence
+            yield from chunk
             if settings.input:  # at a prompt each line is answered before the next one is read
-                chunk_lines = min(2 * chunk_lines, CHUNK_LINES)  # chunks grow, so that the first sentences appear soon
+                chunk_size = min(2 * chunk_size, CHUNK_SIZE)  # chunks grow, so that the first sentences appear soon
 
 
 @torch.inference_mode()
-def fill_in(lines: list[Line], pair: Pair, names: list[str], settings: Demo, rng: torch.Generator) -> list[Sentence]:
-    """One batch through both networks. Either all of its lines contain [MASK] or none does."""
+def fill_in(sentences: list[Sentence], pair: Pair, settings: Demo, rng: torch.Generator) -> list[Sentence]:
+    """One batch through both networks. Either all of its sentences contain [MASK] or none does."""
     vocabulary = pair.vocabulary
-    batch = collate([(line.ids, []) for line in lines], vocabulary, pair.max_length).to(pair.device)
-    if vocabulary.mask in lines[0].ids:
+    batch = collate([(sentence.ids, []) for sentence in sentences], vocabulary, pair.max_length).to(pair.device)
+    if vocabulary.mask in sentences[0].ids:
         masked = existing_masks(batch, vocabulary)
     else:
         masked = mask_tokens(batch, vocabulary, settings.mask_prob, pair.max_length, rng)
@@ -269,38 +262,28 @@ def fill_in(lines: list[Line], pair: Pair, names: list[str], settings: Demo, rng
         scores = pair.discriminator(generated, batch.segments, batch.attention_mask)
         replaced = scores.double().sigmoid()  # high scores would all round to 1 in fp32, and the AUC needs their order
 
-    columns = (masked.ids, generated, replaced, masked.positions, masked.chosen, top.indices, shares)
-    rows = zip(*(tensor.tolist() for tensor in columns), strict=True)
-    return [in_words(line, names, Filling(*row)) for line, row in zip(lines, rows, strict=True)]
+    likely = [{} for _ in sentences]  # the most likely pieces and their probabilities by position
+    positions, top_ids, shares = masked.positions.tolist(), top.indices.tolist(), shares.tolist()
+    for row, slot in masked.chosen.nonzero().tolist():
+        pieces = [pair.names[number] for number in top_ids[row][slot]]
+        likely[row][positions[row][slot]] = list(zip(pieces, shares[row][slot], strict=True))
+    rows = zip(sentences, masked.ids.tolist(), generated.tolist(), replaced.tolist(), likely, strict=True)
+    return [in_words(pair.names, *row) for row in rows]
 
 
-class Filling(NamedTuple):
-    """What the networks make of one line: a row of L tokens that begins with [CLS], and K slots for predictions."""
-
-    masked: list[int]  # (L) ids that the generator sees
-    generated: list[int]  # (L) ids that the discriminator sees
-    replaced: list[float]  # (L) the discriminator's probability of "replaced"
-    positions: list[int]  # (K) where the generator predicts
-    chosen: list[bool]  # (K) slots in use
-    likely: list[list[int]]  # (K, top_k) the generator's most likely ids
-    shares: list[list[float]]  # (K, top_k) their probabilities
-
-
-def in_words(line: Line, names: list[str], filling: Filling) -> Sentence:
-    """A line and what the networks made of it, in the pieces `names` of the vocabulary."""
-    slots = {position: slot for slot, position in enumerate(filling.positions) if filling.chosen[slot]}
+def in_words(names: list[str], sentence: Sentence, masked_ids: list[int], generated_ids: list[int],
+             replaced: list[float], likely: dict[int, list[tuple[str, float]]]) -> Sentence:
+    """The sentence with its pieces; the lists are over its tokens (L) from [CLS] on, `likely` by predicted position."""
     masked, generated = [], []
     previous, previous_changed = "", False
-    for position, (number, space) in enumerate(zip(line.ids, line.spaces, strict=True), 1):  # position 0 is [CLS]
-        original, seen, name = names[number], names[filling.masked[position]], names[filling.generated[position]]
-        seen_mark, mark, likely = "", "", []
-        if position in slots:
-            slot = slots[position]
+    for position, (number, space) in enumerate(zip(sentence.ids, sentence.spaces, strict=True), 1):  # 0 is [CLS]
+        original, seen, name = names[number], names[masked_ids[position]], names[generated_ids[position]]
+        seen_mark, mark = "", ""
+        if position in likely:
             seen_mark = "hidden" if seen == MASK else "kept"
             mark = "same" if name == original else "replaced"
             if original == MASK:
                 mark = "filled"
-            likely = list(zip((names[number] for number in filling.likely[slot]), filling.shares[slot], strict=True))
         masked.append(Piece(space, seen.removeprefix("##"), seen_mark))
 
         # The line's own spaces fit, except beside a piece of another type, such as a continuation in a word's place
@@ -309,9 +292,9 @@ def in_words(line: Line, names: list[str], filling: Filling) -> Sentence:
         if changed or previous_changed:
             joined = continues or not generated or text in NO_SPACE_BEFORE or previous in NO_SPACE_AFTER
             space = "" if joined else " "
-        generated.append(Piece(space, text, mark, continues, filling.replaced[position], original, likely))
+        generated.append(Piece(space, text, mark, continues, replaced[position], original, likely.get(position, ())))
         previous, previous_changed = text, changed
-    return Sentence(line.text, masked, generated)
+    return sentence._replace(masked=masked, generated=generated)
 
 
 def piece_type(name: str) -> str:
@@ -320,31 +303,13 @@ def piece_type(name: str) -> str:
     return "word" if any(map(str.isalnum, name)) else "sign"
 
 
-class Totals:
-    """What all sentences add up to, in 9 bytes a piece."""
-
-    def __init__(self) -> None:
-        self.sentences, self.places = 0, 0
-        self.labels, self.probabilities = array("b"), array("d")  # of the pieces whose original is known
-
-    def add(self, sentence: Sentence) -> None:
-        self.sentences += 1
-        self.places += sum(piece.mark != "" for piece in sentence.generated)
-        known = [piece for piece in sentence.generated if piece.mark != "filled"]
-        self.labels.extend(piece.mark == "replaced" for piece in known)
-        self.probabilities.extend(piece.replaced for piece in known)
-
-    def summary(self, judged: bool) -> str:
-        """The counts and, if a discriminator judged the pieces, how many of the replaced ones it detected."""
-        labels = np.array(self.labels, dtype=bool)
-        text = f"{self.sentences:,} sentences, {self.places:,} places filled in, {labels.sum():,} pieces replaced"
-        if not judged or not labels.any():
-            return text
-        scores = np.array(self.probabilities) - 0.5  # positive: rather replaced than original
-        metrics = detection_metrics(labels, scores)
-        detected = (labels & (scores > 0)).sum()
-        text += f"; the discriminator detected {detected:,} of them: precision {metrics.precision:.3f}"
-        return f"{text}, recall {metrics.recall:.3f}, AUC {metrics.auc:.3f} over {len(labels):,} pieces"
+def detection_text(labels: np.ndarray, probabilities: np.ndarray) -> str:
+    """How many of the replaced pieces the discriminator detected; bool and fp64 arrays over the pieces (N,)."""
+    scores = probabilities - 0.5  # positive: rather replaced than original
+    metrics = detection_metrics(labels, scores)
+    detected = (labels & (scores > 0)).sum()
+    return (f"; the discriminator detected {detected:,} of them: precision {metrics.precision:.3f}, "
+            f"recall {metrics.recall:.3f}, AUC {metrics.auc:.3f} over {len(labels):,} pieces")
 
 
 # Text view
@@ -380,7 +345,7 @@ def text_view(number: int, sentence: Sentence, top_k: int, judged: bool, colour:
     return f"{number:<4}" + "".join(lines)[4:]
 
 
-def with_percentages(pieces: list[Piece]) -> str:
+def with_percentages(pieces: Sequence[Piece]) -> str:
     """The words, each with the discriminator's percentages for its pieces, as in "playing/3,70"."""
     words = []
     for piece in pieces:
@@ -462,8 +427,7 @@ def page_heat(text: str, probability: float) -> str:
     return f'<span class=heat style="--percent:{percent}">{escape(text)}<sub>{percent}%</sub></span>'
 
 
-PAGE_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>ELECTRA fills in the blanks</title>
+PAGE_HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>ELECTRA fills in the blanks</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <style>
@@ -480,14 +444,11 @@ dl { display: grid; grid-template-columns: 7rem 1fr; gap: .25rem 1rem; margin: 0
 .heat { background: rgb(255 96 40 / calc(var(--percent) * .55%)); border-radius: .2rem } sub { font-size: .65em }
 button { font: inherit; background: none; border: 1px dotted; border-radius: .25rem; scroll-margin-bottom: 14rem }
 .tip { display: none; position: absolute; top: 100%; left: 0; z-index: 1; padding: .4rem .7rem; border-radius: .4rem;
-  color: var(--ground); background: var(--ink) }
-.tip span { display: flex; justify-content: space-between; gap: 1rem }
+  color: var(--ground); background: var(--ink) } .tip span { display: flex; justify-content: space-between; gap: 1rem }
 button:focus-visible { outline: 3px solid } .place:hover .tip, .place:focus-within .tip { display: block }
-</style></head><body>
-<header><h1>ELECTRA fills in the blanks</h1>
+</style></head><body><header><h1>ELECTRA fills in the blanks</h1>
 <p>The generator fills in the masked pieces; the discriminator estimates which pieces were replaced.</p>
 """
-PAGE_FOOT = "</main>\n<footer><p>{summary}</p></footer>\n</body></html>\n"
 
 
 if __name__ == "__main__":

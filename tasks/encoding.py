@@ -1,10 +1,11 @@
-"""Rows of one or two texts in; token ids cut to length, and batches of similar length out."""
+"""Rows of one or two texts in; token ids cut to length, labels, and batches of similar length out."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dataset import POOL_BATCHES, Batch, Segments, Vocabulary, batches_by_length, collate
+from tasks.glue import Row, Task
 
 CHUNK_ROWS = 2_048  # tokenized at a time
 
@@ -21,6 +22,16 @@ def encode_texts(texts: Sequence[tuple[str, ...]], vocabulary: Vocabulary, max_l
             first, second = cut_longest_first(first, second, max_length - (3 if second else 2))
             examples.append((np.array(first, np.uint16), np.array(second, np.uint16)))
     return examples
+
+
+def training_examples(rows: Sequence[Row], task: Task, vocabulary: Vocabulary,
+                      max_length: int) -> tuple[list[Segments], np.ndarray]:
+    """Examples and their labels (N,), each pair in both orders where the task is trained so."""
+    texts, labels = [row.texts for row in rows], np.array([row.label for row in rows])
+    examples = encode_texts(texts, vocabulary, max_length)
+    if not task.both_orders:
+        return examples, labels
+    return examples + encode_texts(texts, vocabulary, max_length, swap=True), np.concatenate([labels, labels])
 
 
 def cut_longest_first(first: list[int], second: list[int], room: int) -> Segments:

@@ -3,8 +3,7 @@
 import contextlib
 import math
 import re
-import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +49,10 @@ class Task:
         """Test files by submission file."""
         return self.tests or {self.name: "test.tsv"}
 
+    def label_texts(self, labels: Iterable[float]) -> list[str]:
+        """Labels, which are numbers of classes or real, as the task's files have them."""
+        return [self.labels[int(label)] if self.labels else repr(float(label)) for label in labels]
+
 
 TASKS = {
     "cola": Task("CoLA", ("sentence",), "label", BINARY, ("matthews", "accuracy"), robust_epochs=20,
@@ -67,13 +70,6 @@ TASKS = {
     "rte": Task("RTE", PAIR, "label", ENTAILMENT, ("accuracy",), epochs=10, robust_epochs=20),
     "wnli": Task("WNLI", PAIR, "label", BINARY, ("accuracy",), robust_epochs=20),
     "ax": Task("AX", PAIR, "", MNLI_LABELS, (), dev={}, tests={"AX": "diagnostic.tsv"}, trained_on="mnli"),
-}
-# Dev scores of others, whose tables leave WNLI out (google-research/electra; richarddwang/electra_pytorch)
-PUBLISHED_TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
-PUBLISHED = {
-    "ELECTRA-Small++, median": (57.0, 91.2, 88.0, 87.5, 89.0, 81.3, 88.4, 66.7),
-    "ELECTRA-Small-OWT, median": (56.8, 88.3, 87.4, 86.8, 88.3, 78.9, 87.9, 68.5),
-    "richarddwang Small-OWT, mean of 10": (58.7, 88.0, 86.0, 86.2, 88.6, 80.4, 87.5, 67.5),
 }
 
 
@@ -221,6 +217,17 @@ def parse_rows(lines: Iterator[Line], source: str, task: Task, split: str) -> tu
     return rows, skipped
 
 
+def read_user_rows(file: str, task: Task) -> list[Row]:
+    """A user's texts, one a line or a pair separated by a tab; the index of each is the number of its line."""
+    rows = []
+    for number, texts in tsv_lines(Path(file)):
+        require(len(texts) == len(task.texts),
+                f"{file}, line {number}: {len(texts)} texts separated by tabs, {task.name} has {len(task.texts)}")
+        rows.append(Row(str(number), tuple(texts), math.nan))
+    require(bool(rows), f"no text in {file}: expected one a line, or a pair separated by a tab")
+    return rows
+
+
 def read_label(text: str, task: Task, place: str) -> float:
     """The number of the class, or the real label; InputError naming the `place` if it is not one of the task's."""
     if text in task.labels:
@@ -264,20 +271,3 @@ def hub_lines(rows: Any, task: Task) -> Iterator[Line]:
         if has_names and label >= 0:
             label = rows.features["label"].int2str(label)
         yield number, [str(number), *texts, str(label)]
-
-
-# Published scores
-
-
-def glue_table(scores: dict[str, float], name: str) -> str:
-    """A Markdown table of a model's scores by task, below the published ones, with averages over the same tasks."""
-    columns = [key for key in PUBLISHED_TASKS if key in scores]
-    rows = {row: dict(zip(PUBLISHED_TASKS, values, strict=True)) for row, values in PUBLISHED.items()}
-    rows[name] = scores
-    heads = [f"{TASKS[key].name} {TASKS[key].metrics[0]}" for key in columns]
-    lines = ["| dev | " + " | ".join([*heads, "average"]) + " |", "|---" * (len(columns) + 2) + "|"]
-    for row, row_scores in rows.items():
-        values = [row_scores[key] for key in columns]
-        average = [statistics.mean(values)] if values else []
-        lines.append(f"| {row} | " + " | ".join(f"{value:.1f}" for value in [*values, *average]) + " |")
-    return "\n".join(lines)

@@ -19,8 +19,9 @@ import Finetuning as script
 from dataset import Vocabulary
 from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
 from model import Classifier, ModelConfig
-from tasks.encoding import length_batches, similar_batches
-from tasks.glue import PUBLISHED, TASKS, Row, TaskFiles, read_task, task_key
+from tasks.encoding import length_batches, similar_batches, training_examples
+from tasks.glue import TASKS, Row, TaskFiles, read_task, task_key
+from tasks.results import PUBLISHED
 from utils import load, pick_precision, scheduled_rate
 
 FLAGS = "--batch-size 4 --epochs 1 --max-length 24 --precision fp32 --device cpu".split()
@@ -171,7 +172,7 @@ def test_mrpc_and_stsb_train_on_both_orders(vocabulary):
     rows = [Row("0", ("the dog", "a cat"), 1.0), Row("1", ("red", "green tree"), 0.0)]
     one = {True: ["the dog", "red"], False: ["a cat", "green tree"]}
     for key in ("mrpc", "stsb", "qqp"):
-        examples, labels = script.training_examples(rows, TASKS[key], vocabulary, 20)
+        examples, labels = training_examples(rows, TASKS[key], vocabulary, 20)
         both = key != "qqp"
         assert list(labels) == [1.0, 0.0] * (1 + both)
         firsts = one[True] + one[False] * both
@@ -206,7 +207,7 @@ def test_training_equals_plain_steps_of_adam_without_bias_correction(tune, tmp_p
     config = dataclasses.replace(experiment.saved.config, dropout=0.0)
     classifier = script.new_classifier(experiment, config, TASKS["rte"], 0)
     rows = read_task("rte", glue, training=True, predicting=False).train
-    examples, labels = script.training_examples(rows, TASKS["rte"], vocabulary, 24)
+    examples, labels = training_examples(rows, TASKS["rte"], vocabulary, 24)
     groups = layerwise_groups(classifier, 0.01, 0.8, False)
     moments = {p: [torch.zeros_like(p), torch.zeros_like(p)] for p in classifier.parameters()}
     batches = length_batches(examples, vocabulary, 24, 4, np.random.default_rng((0, 0)))

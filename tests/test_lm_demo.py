@@ -17,7 +17,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 import LM_DEMO
 from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
-from LM_DEMO import Demo, Filling, encode, encoded_lines, filled_in, in_words, load_pair, main
+from LM_DEMO import Demo, encode, encoded, filled_in, in_words, load_pair, main
 from utils import load, save
 
 ROOT = Path(__file__).parent.parent
@@ -178,10 +178,10 @@ def test_generated_rows_keep_the_spaces_of_the_line_and_join_pieces_of_a_word():
 
     def shown(text, changes=None):
         """The generated row of a line in which the generator replaced pieces by number."""
-        line = next(encoded_lines(iter([text]), vocabulary, 99))
-        ids = [vocabulary.tokenizer.token_to_id((changes or {}).get(n, pieces[old])) for n, old in enumerate(line.ids)]
-        row = [vocabulary.cls, *ids, vocabulary.sep]
-        sentence = in_words(line, pieces, Filling(row, row, [0.0 for _ in row], [], [], [], []))
+        sentence = next(encoded(iter([text]), vocabulary, 99))
+        names = [(changes or {}).get(n, pieces[original]) for n, original in enumerate(sentence.ids)]
+        row = [vocabulary.cls, *map(vocabulary.tokenizer.token_to_id, names), vocabulary.sep]
+        sentence = in_words(pieces, sentence, row, row, [0.0 for _ in row], {})
         return "".join(piece.space + piece.text for piece in sentence.generated)
 
     for text in ("(well-known), don't.", "a  b", "é.g", "中文 well", "well\u00a0known", "[MASK] well([MASK])."):
@@ -197,11 +197,11 @@ def test_generated_rows_keep_the_spaces_of_the_line_and_join_pieces_of_a_word():
 def test_batches_have_similar_lines_and_sentences_keep_their_order(demo, vocabulary, monkeypatch):
     batches, fill_in = [], LM_DEMO.fill_in
 
-    def recording(lines, *rest):
-        batches.append([(vocabulary.mask in line.ids, len(line.ids)) for line in lines])
-        return fill_in(lines, *rest)
+    def recording(sentences, *rest):
+        batches.append([(vocabulary.mask in sentence.ids, len(sentence.ids)) for sentence in sentences])
+        return fill_in(sentences, *rest)
     monkeypatch.setattr(LM_DEMO, "fill_in", recording)
-    monkeypatch.setattr(LM_DEMO, "BATCH_LINES", 7)
+    monkeypatch.setattr(LM_DEMO, "BATCH_SIZE", 7)
     lines = ["cat " * (1 + 5 * number % 23) + ("[MASK]" if 50 <= number < 70 else "dog") for number in range(200)]
     out = demo(lines)[1]
     assert rows(out, "original") == lines
