@@ -17,7 +17,7 @@ import unicodedata
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice, repeat
@@ -58,6 +58,8 @@ UNLIMITED = 100_000  # a first segment's target length where there is to be no s
 KEPT_PROB = 0.15  # share of the chosen tokens that stay visible (G, pretrain/pretrain_helpers.py)
 SLOT_ROUNDING = 0.005  # added to mask_prob for the number of slots of a row (G, configure_pretraining.py)
 POOL_BATCHES = 64  # batches whose examples are sorted by length together
+
+Segments = tuple[Sequence[int], Sequence[int]]  # ids of the first and of the second segment, without special tokens
 
 
 # Corpus: files of lines
@@ -216,9 +218,6 @@ def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabu
 
 # Examples: one or two segments of word pieces
 
-Segments = tuple[Sequence[int], Sequence[int]]  # ids of the first and of the second segment, without special tokens
-
-
 def packed_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
     """Packs tokenized lines (an empty one ends a document) into examples as the original does (G, ExampleBuilder).
 
@@ -265,9 +264,6 @@ def split_segments(lines: list[list[int]], target: int, rng: random.Random) -> t
 def line_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
     """Each line becomes one example of one segment."""
     return ((line[:max_length - 2], []) for line in lines if line)
-
-
-EXAMPLES: dict[str, Callable] = {"packed": packed_examples, "line": line_examples}
 
 
 # Token store: the examples of a corpus on disk
@@ -353,9 +349,10 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
     """Tokenizes training and held-out text of `corpus` into `folder`, with what was counted beside them."""
     counts = {"tokens": 0, "kept": 0, "unknown": 0, "lines": corpus.lines, "invalid": corpus.invalid}
     bar = tqdm(desc="Tokenizing", total=corpus.lines, unit=" lines", leave=False, mininterval=1, disable=None)
+    make_examples = packed_examples if examples == "packed" else line_examples
     for side in ("train", "heldout"):
         lines = encoded_lines(corpus.split(side == "heldout"), vocabulary, counts, bar)
-        kept = write_examples(folder / side, EXAMPLES[examples](lines, max_length, random.Random(0)))
+        kept = write_examples(folder / side, make_examples(lines, max_length, random.Random(0)))
         refuse_unknown(counts)
         require(kept > 0, f"too little text: {corpus.lines:,} lines leave nothing for the {side} side")
         counts["kept"] += kept
