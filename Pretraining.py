@@ -339,13 +339,12 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
     """gen.pt and disc.pt, then all that resuming needs. The random state isn't saved: seed and step determine it."""
     if rank() > 0:
         return
+    tokenizer = run.vocabulary.to_json()
     for name, file in (("generator", "gen.pt"), ("discriminator", "disc.pt")):
-        network = getattr(run.electra, name)
-        save_network(run.output / file, SavedNetwork(name, network, run.model, run.vocabulary.to_json()))
+        save_network(run.output / file, SavedNetwork(name, getattr(run.electra, name), run.model, tokenizer))
     save(run.output / f"checkpoint-{step}.pt",
-         {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(),
-          "scaler": run.scaler.state_dict(), "means": means.state(), "data": run.data.key,
-          "vocabulary": run.vocabulary.to_json()})
+         {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(), "data": run.data.key,
+          "scaler": run.scaler.state_dict(), "means": means.state(), "vocabulary": tokenizer})
     for old in checkpoints(run.output)[:-run.settings.keep_checkpoints]:
         old.unlink()
 

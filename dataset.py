@@ -17,7 +17,8 @@ import unicodedata
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice, repeat
 from pathlib import Path
@@ -57,6 +58,8 @@ UNLIMITED = 100_000  # a first segment's target length where there is to be no s
 KEPT_PROB = 0.15  # share of the chosen tokens that stay visible (G, pretrain/pretrain_helpers.py)
 SLOT_ROUNDING = 0.005  # added to mask_prob for the number of slots of a row (G, configure_pretraining.py)
 POOL_BATCHES = 64  # batches whose examples are sorted by length together
+
+Segments = tuple[Sequence[int], Sequence[int]]  # ids of the first and of the second segment, without special tokens
 
 
 # Corpus: files of lines
@@ -215,9 +218,6 @@ def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabu
 
 # Examples: one or two segments of word pieces
 
-Segments = tuple[Sequence[int], Sequence[int]]  # ids of the first and of the second segment, without special tokens
-
-
 def packed_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
     """Packs tokenized lines (an empty one ends a document) into examples as the original does (G, ExampleBuilder).
 
@@ -264,9 +264,6 @@ def split_segments(lines: list[list[int]], target: int, rng: random.Random) -> t
 def line_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
     """Each line becomes one example of one segment."""
     return ((line[:max_length - 2], []) for line in lines if line)
-
-
-EXAMPLES: dict[str, Callable] = {"packed": packed_examples, "line": line_examples}
 
 
 # Token store: the examples of a corpus on disk
@@ -352,9 +349,10 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
     """Tokenizes training and held-out text of `corpus` into `folder`, with what was counted beside them."""
     counts = {"tokens": 0, "kept": 0, "unknown": 0, "lines": corpus.lines, "invalid": corpus.invalid}
     bar = tqdm(desc="Tokenizing", total=corpus.lines, unit=" lines", leave=False, mininterval=1, disable=None)
+    make_examples = packed_examples if examples == "packed" else line_examples
     for side in ("train", "heldout"):
         lines = encoded_lines(corpus.split(side == "heldout"), vocabulary, counts, bar)
-        kept = write_examples(folder / side, EXAMPLES[examples](lines, max_length, random.Random(0)))
+        kept = write_examples(folder / side, make_examples(lines, max_length, random.Random(0)))
         refuse_unknown(counts)
         require(kept > 0, f"too little text: {corpus.lines:,} lines leave nothing for the {side} side")
         counts["kept"] += kept
@@ -363,14 +361,21 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
 
 def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str, int], bar: tqdm) -> Iterator[list[int]]:
     """Ids of each line that has any, and [] for the end of a document; adds to `counts`."""
-    for chunk in iter(lambda: list(islice(lines, CHUNK_LINES)), []):
-        encoded = [ids for line, ids in zip(chunk, vocabulary.encode(chunk), strict=True) if ids or not line]
-        counts["tokens"] += sum(map(len, encoded))
-        counts["unknown"] += sum(ids.count(vocabulary.unk) for ids in encoded)
-        if counts["tokens"] > 1_000_000:  # before that, a few foreign lines at the beginning could mislead
-            refuse_unknown(counts)
-        yield from encoded
-        bar.update(sum(map(bool, encoded)))
+    chunks = iter(lambda: list(islice(lines, CHUNK_LINES)), [])
+    with ThreadPoolExecutor(1) as thread:
+        jobs = ((chunk, thread.submit(vocabulary.encode, chunk)) for chunk in chunks)
+        job = next(jobs, None)
+        while job:
+            next_job = next(jobs, None)  # tokenized by the thread while this chunk is packed
+            chunk, future = job
+            encoded = [ids for line, ids in zip(chunk, future.result(), strict=True) if ids or not line]
+            counts["tokens"] += sum(map(len, encoded))
+            counts["unknown"] += sum(ids.count(vocabulary.unk) for ids in encoded)
+            if counts["tokens"] > 1_000_000:  # before that, a few foreign lines at the beginning could mislead
+                refuse_unknown(counts)
+            yield from encoded
+            bar.update(sum(map(bool, encoded)))
+            job = next_job
 
 
 def refuse_unknown(counts: dict[str, int]) -> None:
