@@ -64,7 +64,7 @@ class Finetuning:
     """Factor on the learning rate from each layer to the one below."""
     layer_decay_exact: bool = False
     """Layer-wise decay by the paper's formula; its code has one power more for all below the head."""
-    clip_norm: float = 1.0
+    clip_norm: float = bounded(1.0, above=0)
     """Largest global norm of the gradient."""
     dropout: float = bounded(0.1, at_least=0, below=1)
     """In encoder and head."""
@@ -133,7 +133,6 @@ def check(settings: Finetuning) -> None:
     is_all = settings.task.lower() == "all"
     require(is_all or task_key(settings.task) != "", f"--task {settings.task} is not one of {', '.join(TASKS)}, all")
     require(not (is_all and settings.predict_file), "--predict-file expects one --task, not all")
-    require(settings.clip_norm > 0, f"--clip-norm {settings.clip_norm} must be above 0")
 
 
 # Weights
@@ -416,9 +415,11 @@ def write_predictions(experiment: Experiment, data: TaskData, classifier: Classi
     if task.labels:
         probabilities = [f"{value:.4f}" for value in torch.tensor(outputs).softmax(-1).amax(-1).tolist()]
     path = user_predictions(folder, experiment.settings)
-    write_tsv(path, ["line", "prediction", "probability", "text"], [row.index for row in experiment.user_rows],
+    names = ["text"] if len(task.texts) == 1 else ["text1", "text2"]
+    texts = [list(column) for column in zip(*(row.texts for row in experiment.user_rows), strict=True)]
+    write_tsv(path, ["line", "prediction", "probability", *names], [row.index for row in experiment.user_rows],
               task.label_texts(predicted_labels(task, outputs)), probabilities,
-              ["\t".join(row.texts) for row in experiment.user_rows])
+              *texts)
     tqdm.write(f"predictions: {path}")
 
 

@@ -324,7 +324,7 @@ def text_head(pair: Pair, colour: bool) -> str:
         shades = " ".join(painted(f" {least:.0%} ", SHADES[least]) for least in sorted(SHADES))
         form = f"as shading from {shades} on" if colour else "in percent: word/percent, one for each piece of the word"
         lines.append(f"replaced?: the discriminator's probability that the piece was replaced, {form}")
-    return "\n".join([*lines, pair.vocabulary.seen]).rstrip() + "\n"
+    return "\n".join([*lines, pair.vocabulary.case_note]).rstrip() + "\n"
 
 
 def text_view(number: int, sentence: Sentence, top_k: int, judged: bool, colour: bool) -> str:
@@ -382,8 +382,8 @@ def page_head(settings: Demo, pair: Pair) -> str:
     if pair.discriminator:
         examples = " ".join(page_heat("word", probability) for probability in (0.1, 0.4, 0.7, 1.0))
         legend.append(f"{examples}: the discriminator's probability that the piece was replaced, from 10% on")
-    if pair.vocabulary.seen:
-        legend.append(pair.vocabulary.seen)
+    if pair.vocabulary.case_note:
+        legend.append(pair.vocabulary.case_note)
     used = {"weights": pair.generator_path, "discriminator": pair.discriminator_path, "device": pair.device}
     values = dataclasses.asdict(settings) | used
     rows = {name.replace("_", " "): escape(str(value)) for name, value in values.items()}

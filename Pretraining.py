@@ -26,15 +26,14 @@ from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_token
 from model import (Electra, ModelConfig, SavedNetwork, load_network, sampler_draws, save_network,
                    use_bf16_cpu_kernels)
 from studies.compute import training_flops
-from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings, sample_table,
-                              unigram_baseline)
+from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
+                              report_skipped_steps, sample_table, unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
-                   gather_from_processes, load, locked, own_rows, pick_device, pick_precision, process_group, rank,
+                   gather_from_processes, load, locked, one_line, own_rows, pick_device, pick_precision, process_group, rank,
                    read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite, stop_signals,
                    sum_over_processes, to_toml, world_size, write_text)
 
-HERE = Path(__file__).parent
-QUICKSTART = HERE / "configs" / "quickstart.toml"
+QUICKSTART = Path(__file__).parent / "configs" / "quickstart.toml"
 CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary"}
 # Settings that may change when a run is resumed: where and how it is computed and reported. Corpus and vocabulary are
 # compared by content instead of by name.
@@ -51,16 +50,17 @@ class Pretraining:
     config: str = "configs/quickstart.toml"
     """TOML file of settings; flags override it."""
     corpus: tuple[str, ...] = ()
-    """Text files (.gz, .bz2, .xz too), one sentence a line, blank lines between documents. None: English documentation
-    that is on this machine already."""
+    """Text files (.gz, .bz2, .xz too), one sentence a line, blank lines between documents. Without it: English
+    documentation that is on this machine already."""
     vocab: str | None = None
     """WordPiece vocab.txt, tokenizer folder or hub name. None: learned from the corpus, of --model.vocab-size."""
     case: Literal["auto", "cased", "uncased", "uncased-accents"] = "auto"
-    """What a learned vocabulary or a vocab.txt keeps of a text: capitals and accents, neither, or accents alone. auto: a
-    learned one neither, a vocab.txt what its pieces have (or the tokenizer_config.json beside it says)."""
+    """Of a learned vocabulary or a vocab.txt. cased: keep case and accents; uncased: neither; uncased-accents: only accents;
+    auto: uncased for a learned one, a vocab.txt follows the tokenizer_config.json beside it, else its pieces."""
     init_from: str | None = None
-    """Start from the weights, sizes and vocabulary of a run folder, or of transformers' ELECTRA: a folder with generator/
-    and discriminator/, or a discriminator's folder or hub name (the generator then begins with random weights)."""
+    """Start from the weights, vocabulary and all [model] settings (--model flags are then ignored) of a run folder or of
+    transformers' ELECTRA: a folder with generator/ and discriminator/, or a discriminator's folder or hub name (the
+    generator then begins with random weights)."""
     output: str = "runs/electra_small"
     """Run folder. Run the same command again to resume where it stopped."""
     cache: str = "data/cache"
@@ -70,7 +70,7 @@ class Pretraining:
     batch_size: int = bounded(128, at_least=1)
     """Examples of one optimizer step."""
     accumulate: int = bounded(1, at_least=1)
-    """Parts into which a batch is cut to fit in memory; the result is the same."""
+    """Parts into which a batch is cut to save memory. The result is the same up to rounding and dropout."""
     grad_checkpointing: bool = False
     """Compute each layer again for its gradient rather than keep its activations: less memory, more time."""
     max_length: int = bounded(128, at_least=5)
@@ -78,7 +78,7 @@ class Pretraining:
     examples: Literal["packed", "line"] = "packed"
     """Lines packed up to the length, as in the original, or each line an example."""
     learning_rate: float = bounded(5e-4, above=0)
-    """Highest rate; it grows linearly over the warm-up and falls linearly to 0, multiplied."""
+    """Base rate, multiplied by a linear warm-up from 0 to 1 and by a linear decay from 1 to 0 over all steps."""
     warmup_steps: int = bounded(10_000, at_least=0)
     """Steps over which the rate grows."""
     weight_decay: float = bounded(0.01, at_least=0)
@@ -98,7 +98,7 @@ class Pretraining:
     workers: int = bounded(0, at_least=0)
     """Processes that read batches ahead; 0: the training process reads."""
     seed: int = bounded(0, at_least=0)
-    """Of initial weights, order, masks, samples and dropout."""
+    """Seed of initial weights, order, masks, samples and dropout."""
     log_every: int = bounded(100, at_least=1)
     """Steps between lines of metrics.jsonl."""
     eval_every: int = bounded(10_000, at_least=1)
@@ -110,9 +110,9 @@ class Pretraining:
     keep_checkpoints: int = bounded(3, at_least=1)
     """Newest checkpoints kept."""
     max_minutes: float = bounded(0.0, at_least=0)
-    """Save and leave before this much time is over, for a queue's limit; 0: no limit."""
+    """Save and stop before so many minutes have passed, for the time limit of a queue; 0: no limit."""
     max_bad_steps: int = bounded(20, at_least=1)
-    """Stop after so many steps in a row whose loss or gradient is not finite; such steps are skipped."""
+    """Stop after so many steps in a row whose loss or gradient is not finite, checked every --log-every steps."""
     extend: bool = False
     """Resume a run, a finished one too, with another schedule (steps, warm-up, rate)."""
     resume: bool = True
@@ -170,7 +170,7 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
         with stop_signals() as received:
             done = train(run, first_step, means, received, deadline)
     if done < settings.steps:
-        reason = received[0].name if received else "time is over"
+        reason = received[0].name if received else "time is over or another process was stopped"
         print(f"{reason}: saved after step {done:,} in {output}; run the same command again to resume")
         return 128 + received[0] if received else 0
     print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
@@ -196,7 +196,10 @@ def read_initial(settings: Pretraining) -> dict[str, SavedNetwork]:
     folder = Path(settings.init_from)
     files = {"generator": folder / "gen.pt", "discriminator": folder / "disc.pt"}
     if files["discriminator"].is_file():
-        return {name: load_network(path, [name], "--init-from") for name, path in files.items() if path.is_file()}
+        networks = {name: load_network(path, [name], "--init-from") for name, path in files.items() if path.is_file()}
+        require(len({(saved.config, saved.tokenizer) for saved in networks.values()}) == 1,
+                f"gen.pt and disc.pt in {folder} have different sizes or vocabularies: expected files of one run")
+        return networks
     from convert.from_transformers import read_pair  # imported where it is used: other runs don't need it
     return read_pair(settings.init_from, settings.model.generator_size, "--init-from")
 
@@ -213,7 +216,7 @@ def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | Non
         try:
             checkpoint = load(path)
         except InputError as error:
-            print(f"warning: {error}; the one before it is used", file=sys.stderr)
+            print(f"warning: {error}; the checkpoint before it, if any, is used", file=sys.stderr)
             continue
         complete = isinstance(checkpoint, dict) and checkpoint.keys() >= CHECKPOINT_KEYS
         require(complete, f"{path} is no checkpoint of this version of Pretraining.py: remove it or choose another --output")
@@ -235,13 +238,14 @@ def compare_settings(settings: Pretraining, config_file: Path) -> None:
     refused = [f"{name} = {saved[name]}, this command has {current[name]}" for name in changed if name not in free]
     require(not refused, f"{config_file.parent} holds a run with {'; '.join(refused)}: repeat its settings or choose "
                          "another --output (--extend resumes with other steps, warmup_steps, learning_rate)")
-    if {"precision", "device"} & set(changed):
-        print("warning: precision or device has changed; the run goes on but not bit for bit", file=sys.stderr)
+    changed_numerics = {"precision", "device", "accumulate", "compile"} & set(changed)
+    if changed_numerics:
+        print(f"warning: {', '.join(sorted(changed_numerics))} changed; the run continues, not bit for bit", file=sys.stderr)
 
 
 def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None,
           initial: dict[str, SavedNetwork]) -> Run:
-    """Data, networks and optimizer: new, from --init-from, or as a checkpoint holds them. Prints what the run is."""
+    """Data, networks and optimizer, new or restored. Prints what the run is and prepares the files of its folder."""
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
     precision = pick_precision(settings.precision, device)
     vocabulary, data = load_data(settings, checkpoint, initial)
@@ -282,6 +286,8 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
         require(vocabulary.size == settings.model.vocab_size,
                 f"the vocabulary {settings.vocab} has {vocabulary.size:,} pieces, the model "
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
+        require(not initial or vocabulary.pieces() == Vocabulary.of_network(initial["discriminator"], "").pieces(),
+                f"--vocab {settings.vocab} has other pieces than --init-from {settings.init_from}: leave --vocab out")
     elif checkpoint:
         vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
     elif initial:
@@ -291,7 +297,7 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
     cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
     if not paths:
         from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
-        paths = (documentation_corpus(cache, HERE / "requirements.txt"),)
+        paths = (documentation_corpus(cache, Path(__file__).with_name("requirements.txt")),)
     case = "uncased" if settings.case == "auto" else settings.case
     vocabulary, data = prepare(paths, vocabulary, settings.model.vocab_size, settings.max_length, settings.examples, cache,
                                case)
@@ -310,8 +316,7 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
         if checkpoint["scaler"]:  # empty unless the run was fp16
             run.scaler.load_state_dict(checkpoint["scaler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the checkpoint in {run.output} doesn't fit its config.toml ({reason}): "
+        raise InputError(f"the checkpoint in {run.output} doesn't fit its config.toml ({one_line(error)}): "
                          "choose another --output") from None
 
 
@@ -322,15 +327,15 @@ def describe(run: Run) -> None:
     if counts["invalid"]:
         print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
     print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
-          f"and {counts['unknown']:,} unknown; {len(run.data.train):,} training examples of "
-          f"{int(run.data.train.ends[-1]):,} pieces an epoch, {len(run.data.heldout):,} held out")
+          f"and {counts['unknown']:,} unknown; an epoch has {len(run.data.train):,} training examples with "
+          f"{int(run.data.train.ends[-1]):,} pieces in all; {len(run.data.heldout):,} examples are held out")
     entropy, share = unigram_baseline(run.data.heldout.ids)
-    print(f"held-out text: unigram entropy {entropy:.3f} nats; always guessing the most frequent piece is right {share:.3f}")
-    both, discriminator = (sum(parameter.numel() for parameter in module.parameters())
-                           for module in (run.electra, run.electra.discriminator))
+    print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
+    total_size, discriminator_size = (sum(parameter.numel() for parameter in module.parameters())
+                                      for module in (run.electra, run.electra.discriminator))
     predictions = round(settings.mask_prob * settings.max_length)
     flops = settings.steps * settings.batch_size * training_flops(run.model, settings.max_length, predictions)
-    print(f"model: {discriminator / 1e6:.2f} M parameters in the discriminator, {both / 1e6:.2f} M with the generator; "
+    print(f"model: {discriminator_size / 1e6:.2f} M parameters in the discriminator, {total_size / 1e6:.2f} M in all; "
           f"{flops:.2e} FLOPs in {settings.steps:,} steps of {settings.batch_size} x {settings.max_length} tokens")
     print(f"device: {run.device}, {run.precision.name}" + (f", one of {world_size()} processes" if world_size() > 1 else ""))
 
@@ -376,11 +381,11 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
         done = step + 1
         last = done == settings.steps
 
-        # Log. This and evaluating are where a process alone waits for the device.
+        # Log. A run of one process waits for the device only here and when it evaluates.
         if done % settings.log_every == 0 or last:
             values = means.close()
-            report_bad_steps(run, done, values)
-            log.write(done, False, values | {"learning_rate": learning_rate(settings, step)})
+            report_skipped_steps(values, done, settings.max_bad_steps)
+            log.write(done, False, values | {"learning_rate": run.optimizer.param_groups[0]["lr"]})
             bar.set_postfix({"mlm": f"{values['mlm_loss']:.3f}", "disc": f"{values['disc_loss']:.4f}",
                              "tokens/s": f"{values['tokens_per_second']:,.0f}"})
 
@@ -389,7 +394,7 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             with means.paused():
                 evaluate_and_report(run, log, done)
 
-        # Save, early if the run has to stop now. All processes must agree on that.
+        # Save, early if the run has to stop now. Several processes must agree on that, so they wait in every step.
         slowest = max(slowest, time.monotonic() - before)
         stopping = bool(received) or time.monotonic() + 2 * slowest > deadline
         if world_size() > 1:
@@ -398,7 +403,8 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             write_checkpoint(run, done, means)
         if stopping:
             return done
-        slowest, before = max(slowest, time.monotonic() - before), time.monotonic()
+        slowest = max(slowest, time.monotonic() - before)  # with the time for saving
+        before = time.monotonic()
     return settings.steps
 
 
@@ -406,7 +412,7 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
     """One optimizer step, without waiting for the device. A step that is not finite changes no weight.
 
     Returns RunningMeans.COLUMNS (5,) of the batch and whether loss and gradient were finite, () bool. Every process masks
-    the whole batch and draws for it, then trains on its rows: what a row gets doesn't depend on the number of processes.
+    the whole batch, then trains on its rows: masks don't depend on the number of processes.
     """
     settings = run.settings
     batch = batch.to(run.device)
@@ -426,8 +432,8 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
 
     # Schedule and step.
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, step)
-    skip_unless_finite(run.optimizer, finite)
+        group["lr"] = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
+    skip_unless_finite(run.optimizer, finite)  # does what scaler.step() would, without waiting for the device
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.scaler.is_enabled():
@@ -435,18 +441,19 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
     return values, finite
 
 
-def learning_rate(settings: Pretraining, step: int) -> float:
-    return scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
-
-
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
-    """Makes masks and samples (`rng`) follow from seed and step, and dropout (the global generator) from the rank too."""
-    rng.manual_seed(int(np.random.default_rng((seed, step)).integers(1 << 62)))
-    torch.manual_seed(int(np.random.default_rng((seed, step, 1 + rank())).integers(1 << 62)))
+    """Seeds masks and samples (`rng`) by seed and step, and dropout (the global generator) by the rank as well."""
+    rng.manual_seed(derived_seed(seed, step))
+    torch.manual_seed(derived_seed(seed, step, 1 + rank()))
+
+
+def derived_seed(*key: int) -> int:
+    """A 62-bit seed that follows from the key."""
+    return int(np.random.default_rng(key).integers(1 << 62))
 
 
 def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> Tensor:
-    """Accumulates the gradient of the joint loss, part by part. Returns this process's share of RunningMeans.COLUMNS.
+    """Accumulates the gradient of the joint loss, part by part. Returns RunningMeans.COLUMNS (5,) of this process's rows.
 
     Loss (paper, section 2.1): mean cross entropy over the chosen positions + disc_weight * mean binary cross entropy over
     all tokens that are not padding, both means over the whole batch, however it is cut and shared out.
@@ -468,7 +475,7 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
             mlm_loss = output.generator_losses.sum() / chosen_count
             disc_loss = output.discriminator_losses.sum() / token_count
             loss = mlm_loss + settings.disc_weight * disc_loss
-            run.scaler.scale(loss * world_size()).backward()  # gradients are averaged over processes, we want the sum
+            run.scaler.scale(loss * world_size()).backward()  # DistributedDataParallel averages, we want sums
         with torch.no_grad():
             original_ids = part_batch.ids.gather(1, part_masked.positions)
             guessed = (output.sampled_ids == original_ids) & part_masked.chosen
@@ -476,18 +483,6 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
             values += torch.stack([mlm_loss, disc_loss, guessed.sum() / chosen_count, detected.sum() / token_count,
                                    part_batch.attention_mask.sum()])
     return values
-
-
-def report_bad_steps(run: Run, done: int, values: dict[str, float]) -> None:
-    """Warns of skipped steps; InputError if there were too many in a row. Takes their number in a row out of `values`."""
-    in_a_row = values.pop("skipped_in_a_row")
-    if values["skipped_steps"]:
-        scale = f"; loss scale {run.scaler.get_scale():g}" if run.scaler.is_enabled() else ""
-        tqdm.write(f"warning: {values['skipped_steps']} of the steps up to step {done:,} skipped, because their loss or "
-                   f"gradient was not finite{scale}")
-    require(in_a_row < run.settings.max_bad_steps,
-            f"{in_a_row} steps in a row without a finite loss and gradient: the run has diverged. The last checkpoint in "
-            f"{run.output} is from before; lower --learning-rate")
 
 
 # Evaluation on held-out text
@@ -520,17 +515,16 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
     labels, scores, samples = [], [], ""
     run.electra.eval()
     for number in range(rank(), len(parts), world_size()):
-        rng.manual_seed(int(np.random.default_rng((settings.seed, number)).integers(1 << 62)))
+        rng.manual_seed(derived_seed(settings.seed, number))
         batch = stored_batch(store, parts[number], run.vocabulary, settings.max_length).to(run.device)
         masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
         draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
         with run.precision.autocast():
             output = run.electra(batch, masked, draws)
         original_ids = batch.ids.gather(1, masked.positions)
-        predicted = output.generator_logits.argmax(-1) == original_ids
-        sampled = output.sampled_ids == original_ids
-        sums += torch.stack([output.generator_losses.sum(), (predicted & masked.chosen).sum(),
-                             (sampled & masked.chosen).sum(), masked.chosen.sum(),
+        predicted_right = (output.generator_logits.argmax(-1) == original_ids) & masked.chosen
+        sampled_right = (output.sampled_ids == original_ids) & masked.chosen
+        sums += torch.stack([output.generator_losses.sum(), predicted_right.sum(), sampled_right.sum(), masked.chosen.sum(),
                              output.discriminator_losses.sum(), batch.attention_mask.sum()])
         judged = maskable(batch, run.vocabulary)
         labels.append(output.replaced[judged].cpu().numpy())
@@ -538,15 +532,16 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
         if number == 0:
             samples = sample_table(run.vocabulary, batch, masked, output)
     run.electra.train()
-    mlm_loss, correct, sampled, chosen, disc_loss, tokens = sum_over_processes(sums).tolist()
+    mlm_loss, predicted_count, sampled_count, chosen_count, disc_loss, tokens = sum_over_processes(sums).tolist()
     require(math.isfinite(mlm_loss + disc_loss),
             "the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
-    all_labels, all_scores = (np.concatenate([part for parts in gather_from_processes(own) for part in parts])
-                              for own in (labels, scores))
-    chosen = max(1.0, chosen)
+    all_labels = np.concatenate([array for arrays in gather_from_processes(labels) for array in arrays])
+    all_scores = np.concatenate([array for arrays in gather_from_processes(scores) for array in arrays])
+    chosen_count = max(1.0, chosen_count)
     detection = detection_metrics(all_labels, all_scores)._asdict()
-    return {"mlm_loss": mlm_loss / chosen, "mlm_accuracy": correct / chosen, "sampled_accuracy": sampled / chosen,
-            "disc_loss": disc_loss / tokens, **{f"disc_{name}": value for name, value in detection.items()}}, samples
+    metrics = {"mlm_loss": mlm_loss / chosen_count, "mlm_accuracy": predicted_count / chosen_count,
+               "sampled_accuracy": sampled_count / chosen_count, "disc_loss": disc_loss / tokens}
+    return metrics | {f"disc_{name}": value for name, value in detection.items()}, samples
 
 
 def has_papers_settings(settings: Pretraining, model: ModelConfig) -> bool:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 STDIN = Path("-")  # standard input in place of a file
 LONGEST_LINE = 100_000  # characters; the rest of a longer line is read as further lines
-HELDOUT_FRACTION = 100  # one document in so many is held out
+HELDOUT_DIVISOR = 100  # one document in 100 is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -47,11 +47,9 @@ CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": 
               "é": "uncased: the networks see lower case with accents"}
 LEARNING_LINES = 1_000_000  # evenly spread lines of the corpus from which a vocabulary is learned
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
-
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
 CHUNK_LINES = 2_048  # lines tokenized, or examples written, at a time
-
 ONE_SEGMENT_PROB = 0.1  # share of examples with a single segment (G, build_pretraining_dataset.py)
 RANDOM_LENGTH_PROB = 0.05  # share of examples with a random target length (G, build_pretraining_dataset.py)
 UNLIMITED = 100_000  # a first segment's target length where there is to be no second (G, build_pretraining_dataset.py)
@@ -70,7 +68,7 @@ class Corpus(NamedTuple):
     paths: tuple[Path, ...]
     lines: int  # lines that hold text
     invalid: int  # lines with bytes that are not UTF-8
-    by_line: bool  # whether `heldout` numbers lines or documents
+    by_line: bool  # true: `heldout` holds numbers of lines; false: numbers of documents
     heldout: frozenset[int] | range
 
     def split(self, heldout: bool) -> Iterator[str]:
@@ -85,7 +83,8 @@ class Corpus(NamedTuple):
             elif not line and document_open:
                 document_open = False
                 yield ""
-            if bool(line) == self.by_line:  # a line, or a document, has ended
+            unit_ended = bool(line) if self.by_line else not line
+            if unit_ended:
                 number += 1
                 on_this_side = (number in self.heldout) == heldout
 
@@ -115,8 +114,8 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
 def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
     """Counts the corpus and decides what is held out: 1% of the documents, at least FEWEST_HELDOUT.
 
-    A corpus without blank lines, or with few documents, holds out its last 1% of lines. Raises InputError for an empty or
-    binary corpus.
+    A corpus without blank lines, or with few documents, holds out its last 1% of lines, at least 20 but at most a fifth.
+    Raises InputError for an empty or binary corpus.
     """
     lines = invalid = documents = 0
     for line in tqdm(read_lines(paths), "Counting lines", unit=" lines", leave=False, mininterval=1, disable=None):
@@ -128,9 +127,9 @@ def scan_corpus(paths: tuple[Path, ...]) -> Corpus:
     require(invalid <= lines / 2, f"{invalid:,} of {lines:,} lines of the corpus are not UTF-8: convert it, for instance "
                                   "with iconv")
     if documents <= len(paths) or documents < 10 * FEWEST_HELDOUT:
-        count = max(lines // HELDOUT_FRACTION, min(20, lines // 5))
+        count = max(lines // HELDOUT_DIVISOR, min(20, lines // 5))
         return Corpus(paths, lines, invalid, True, range(lines - count, lines))
-    heldout = random.Random(0).sample(range(documents), max(FEWEST_HELDOUT, documents // HELDOUT_FRACTION))
+    heldout = random.Random(0).sample(range(documents), max(FEWEST_HELDOUT, documents // HELDOUT_DIVISOR))
     return Corpus(paths, lines, invalid, False, frozenset(heldout))
 
 
@@ -152,7 +151,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
         letter = tokenizer.normalizer.normalize_str("É") if tokenizer.normalizer else "É"
-        self.seen = CASE_NOTES.get(unicodedata.normalize("NFC", letter), "")  # empty where nothing is lost
+        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), "")  # empty if case and accents are kept
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """Ids of each line, without special tokens."""
@@ -192,9 +191,9 @@ def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | Non
 
 
 def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
-    """At most `size` word pieces from the training text, in alphabetical order after the special tokens.
+    """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order.
 
-    Only the most frequent letters are known, at most 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
+    Of the letters the most frequent are known, 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
     """
     tokenizer = wordpiece({}, *CASES[case])
     words = Counter()
@@ -211,7 +210,7 @@ def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabu
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, limit_alphabet=len(letters), initial_alphabet=letters, show_progress=False,
         special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in sorted(inner_letters))])
-    tokenizer.train_from_iterator((word for word, count in words.items() for word in repeat(word, count)), trainer)
+    tokenizer.train_from_iterator(words.elements(), trainer)
     pieces = [*SPECIAL_TOKENS, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL_TOKENS))]
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
 
@@ -286,11 +285,6 @@ class Store:
     def __reduce__(self) -> tuple:
         return Store, (self.stem,)
 
-    def lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """Lengths (N,) of examples (N,), special tokens counted."""
-        pieces = self.ends[numbers + 1] - self.ends[numbers]
-        return pieces + np.where(pieces > self.first[numbers], 3, 2)
-
 
 class Data(NamedTuple):
     """A tokenized corpus and what was counted while it was built."""
@@ -322,8 +316,8 @@ def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary | None, vocab_size: 
             cache: Path, case: str = "uncased") -> tuple[Vocabulary, Data]:
     """The vocabulary (if None, `vocab_size` pieces learned from the corpus) and the token store, each built once.
 
-    Cache entries are named by the content of all they depend on and take their name when they are whole. Memory does not
-    grow with the corpus. Raises InputError if the text is not usable or the vocabulary doesn't know it.
+    Cache entries are named by the content of all they depend on, once they are whole. Memory doesn't grow with the corpus.
+    Raises InputError if the text is not usable or the vocabulary doesn't know it.
     """
     corpus_key = corpus_hash(paths)
     scan = lru_cache(lambda: scan_corpus(paths))  # read at most once, and only if something has to be built
@@ -356,7 +350,7 @@ def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length
         refuse_unknown(counts)
         require(kept > 0, f"too little text: {corpus.lines:,} lines leave nothing for the {side} side")
         counts["kept"] += kept
-    (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    write_text(folder / "counts.json", json.dumps(counts))
 
 
 def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str, int], bar: tqdm) -> Iterator[list[int]]:
@@ -368,6 +362,7 @@ def encoded_lines(lines: Iterator[str], vocabulary: Vocabulary, counts: dict[str
         while job:
             next_job = next(jobs, None)  # tokenized by the thread while this chunk is packed
             chunk, future = job
+            # A line without pieces is dropped, because [] marks the end of a document.
             encoded = [ids for line, ids in zip(chunk, future.result(), strict=True) if ids or not line]
             counts["tokens"] += sum(map(len, encoded))
             counts["unknown"] += sum(ids.count(vocabulary.unk) for ids in encoded)
@@ -443,7 +438,7 @@ def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.n
     """
     has_second = pieces > first
     lengths = pieces + np.where(has_second, 3, 2)
-    width = min(max_length, -(-int(lengths.max()) // 8) * 8)
+    width = min(max_length, -(-int(lengths.max()) // 8) * 8)  # matrix kernels are fastest at multiples of 8
     column = np.arange(width)
     first, lengths = first[:, None], lengths[:, None]
     # A token's place among the pieces: [CLS] comes before them, and the first [SEP] between the segments.
@@ -491,7 +486,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         """Numbers of the examples (batches, batch size) of a pool."""
         begin, end = pool * POOL_BATCHES, min((pool + 1) * POOL_BATCHES, self.batches)
         numbers = self.shuffled_examples(epoch, begin, end)
-        batches = numbers[np.stack(batches_by_length(self.store.lengths(numbers), self.batch_size))]
+        lengths = self.store.ends[numbers + 1] - self.store.ends[numbers]  # without special tokens
+        batches = numbers[np.stack(batches_by_length(lengths, self.batch_size))]
         return np.random.default_rng((self.seed, epoch, pool)).permutation(batches)
 
 
@@ -528,18 +524,18 @@ def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_leng
     """
     B, L = batch.ids.shape
     device = batch.ids.device
-    most = max(1, int((mask_prob + SLOT_ROUNDING) * max_length))
-    K = min(most, max(1, math.ceil(mask_prob * L)))  # no row of L tokens needs more
+    slots = max(1, int((mask_prob + SLOT_ROUNDING) * max_length))
+    K = min(slots, max(1, math.ceil(mask_prob * L)))  # no row of L tokens needs more
     allowed = maskable(batch, vocabulary)
-    counts = (batch.attention_mask.sum(1).float() * mask_prob).round().clamp(1, most)
+    counts = (batch.attention_mask.sum(1).float() * mask_prob).round().clamp(1, slots)
     counts = counts.minimum(allowed.sum(1))  # (B,)
-    # The smallest of random numbers pick the positions: maskable tokens in random order, then the others.
-    order = torch.rand((B, L), device=device, generator=rng).masked_fill(~allowed, 2.0)
-    positions = order.topk(K, largest=False).indices  # (B, K)
+    # Each token gets a random number. The K smallest pick the positions; tokens that can't be chosen come last.
+    random_keys = torch.rand((B, L), device=device, generator=rng).masked_fill(~allowed, 2.0)
+    positions = random_keys.topk(K, largest=False).indices  # (B, K)
     chosen = torch.arange(K, device=device) < counts[:, None]  # (B, K)
     # Of the chosen tokens 85% become [MASK]; the others stay, but are predicted too.
-    hidden = chosen & (torch.rand((B, K), device=device, generator=rng) >= KEPT_PROB)
-    tokens = batch.ids.gather(1, positions).masked_fill(hidden, vocabulary.mask)
+    becomes_mask = chosen & (torch.rand((B, K), device=device, generator=rng) >= KEPT_PROB)
+    tokens = batch.ids.gather(1, positions).masked_fill(becomes_mask, vocabulary.mask)
     return Masked(batch.ids.scatter(1, positions, tokens), positions, chosen)
 
 

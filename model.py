@@ -9,14 +9,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from utils import InputError, bounded, from_table, load, require, save
+from utils import InputError, bounded, from_table, load, one_line, require, save
+
+if TYPE_CHECKING:
+    from dataset import Batch, Masked
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 GENERATOR_HEAD_SIZE = 64  # width of the generator's attention heads (G, run_pretraining.py, get_generator_config)
@@ -64,7 +67,7 @@ class ModelConfig:
         width, heads, _ = self.generator()
         require(width > 0 and width % heads == 0,
                 f"model.generator_size = {self.generator_size} makes the generator {width} wide with {heads} heads: "
-                "expected a positive multiple")
+                "expected a width that is a positive multiple of the heads")
 
 
 class EncoderSize(NamedTuple):
@@ -252,7 +255,7 @@ class Electra(nn.Module):
         self.discriminator.encoder.grad_checkpointing = grad_checkpointing
         self.cross_entropy, self.sample = cross_entropy, gumbel_sample  # use_bf16_cpu_kernels replaces them
 
-    def forward(self, batch: Any, masked: Any, draws: Tensor) -> ElectraOutput:
+    def forward(self, batch: "Batch", masked: "Masked", draws: Tensor) -> ElectraOutput:
         """Both losses for one batch.
 
         `batch` (dataset.Batch) holds the original ids, segments and attention mask (B, L); `masked` (dataset.Masked) the
@@ -318,7 +321,7 @@ def sampler_draws(shape: tuple[int, ...], V: int, device: torch.device, rng: tor
 
 def block_width(V: int) -> int:
     """sqrt(V) rounded up."""
-    return math.isqrt(V - 1) + 1 if V > 1 else 1
+    return math.isqrt(V - 1) + 1
 
 
 def gumbel_noise(draws: Tensor) -> Tensor:
@@ -362,8 +365,7 @@ def load_network(path: Path, kinds: Sequence[str], flag: str) -> SavedNetwork:
         config = from_table(ModelConfig, content["model"], "model")
         network = network_of_weights(content["kind"], config, content["weights"])
     except Exception as error:  # sizes and weights of wrong types raise many types of errors
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the parts of {path} don't fit together ({reason}): {expected}") from None
+        raise InputError(f"the parts of {path} don't fit together ({one_line(error)}): {expected}") from None
     finite = all(weight.isfinite().all() for weight in network.parameters())
     require(finite, f"{path} has weights that are not finite numbers, so its training failed: choose another file")
     return SavedNetwork(content["kind"], network.eval(), config, content["vocabulary"], content.get("task", ""),
@@ -372,7 +374,7 @@ def load_network(path: Path, kinds: Sequence[str], flag: str) -> SavedNetwork:
 
 def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor]) -> nn.Module:
     """A network with these weights. Raises an error unless every weight is there in its shape, and no other."""
-    if config.layers > len(weights):
+    if config.layers > len(weights):  # a damaged number would build layers without end
         raise ValueError(f"{config.layers} layers from {len(weights)} weights")
     with torch.device("meta"):  # takes no memory, so sizes that don't match the weights can do no harm
         if kind == "classifier":
@@ -390,10 +392,7 @@ def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor
 # (benchmarks/pretraining_step.py). Tests compare each with the plain path.
 
 def use_bf16_cpu_kernels(network: nn.Module) -> None:
-    """Replaces dropout, attention, and how cross entropy and sampler walk over the vocabulary.
-
-    For training in bf16 on a CPU; elsewhere the plain path is faster.
-    """
+    """Replaces dropout, attention, cross entropy and sampling. For training in bf16 on a CPU; elsewhere they are slower."""
     for module in network.modules():
         if isinstance(getattr(module, "dropout", None), nn.Dropout):
             module.dropout = CpuDropout(module.dropout.p)

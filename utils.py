@@ -1,6 +1,6 @@
-"""What a training script needs whatever it trains: settings, devices, processes, optimizer, crash-safe files, metrics.
+"""What every training script needs: settings, devices, processes, optimizer, schedule, crash-safe files.
 
-Nothing here knows text or ELECTRA.
+Nothing here depends on text or on ELECTRA's networks.
 """
 
 import argparse
@@ -41,13 +41,18 @@ FIXABLE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 BOUNDS = {"at_least": (operator.ge, "at least"), "above": (operator.gt, "above"),
           "at_most": (operator.le, "at most"), "below": (operator.lt, "below")}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # the other processes wait while the first one tokenizes the corpus
-FEISTEL_ROUNDS = 4  # the fewest that give a pseudo-random permutation (Luby and Rackoff, 1988)
+FEISTEL_ROUNDS = 4  # three give a pseudo-random permutation, four a strong one (Luby and Rackoff, 1988)
 
 
 # Errors and signals
 
 class InputError(Exception):
     """A mistake of the user; the message says what was found, what was expected and what to do."""
+
+
+def one_line(error: Exception) -> str:
+    """The first 300 characters of an error's message, on one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def require(condition: bool, message: str) -> None:
@@ -143,11 +148,11 @@ def from_table(settings_class: type[Settings], table: dict[str, Any], source: st
             continue
         values[key] = tuple(value) if isinstance(value, list) else value  # TOML has no tuples
         # Python takes True for an int, settings don't.
-        require(hints[key] is bool or not isinstance(value, bool), f"{source}: {key} = {value!r} is a truth value")
+        require(hints[key] is bool or not isinstance(value, bool), f"{source}: {key} = {value!r}: expected no true or false")
         try:
             check_type(values[key], hints[key])
         except TypeCheckError as error:
-            raise InputError(f"{source}: {key} = {value!r} {error}") from None
+            raise InputError(f"{source}: {key} = {value!r}: {error}") from None
     return settings_class(**values)
 
 
@@ -175,11 +180,16 @@ def flat(settings: Any) -> dict[str, Any]:
 def to_toml(settings: Any) -> str:
     """The settings as TOML that `from_table` reads back; fields that are None are left out."""
     values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for section, table in values.items():
         if isinstance(table, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+            lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML: as JSON, but TOML has no surrogate pairs for characters like emoji, and no raw DEL character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 # Devices and precision
@@ -223,7 +233,7 @@ def pick_precision(name: str, device: torch.device) -> Precision:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Connects the processes that torchrun started, of which only rank 0 prints. Does nothing without torchrun.
+    """Connects the processes that torchrun started, of which only rank 0 prints to stdout. Alone it does nothing.
 
     Raises InputError when another process of the group has ended.
     """
@@ -310,8 +320,8 @@ def skip_unless_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups: matrices and embeddings are decayed, LayerNorm and biases (one dimension) are not."""
     parameters = list(model.parameters())
-    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    return [{"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}]
 
 
 def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:
@@ -322,7 +332,7 @@ def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:
 def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     """Images (N,) of int `positions` (N,) in the random permutation of range(size) that `key` picks, in constant memory.
 
-    A Feistel network permutes the next power of four; images beyond `size` are permuted again until they fall inside.
+    A Feistel network permutes range(4^k), the smallest that holds `size`. An image of `size` or more is permuted again.
     """
     half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low_mask = np.uint64((1 << int(half_bits)) - 1)
@@ -360,8 +370,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in FIXABLE_ERRORS:
             raise
-        raise InputError(f"{path} can't be written ({error.strerror}). What was saved before is whole: repair the folder "
-                         "or free some space, then run the same command again") from None
+        raise InputError(f"{path} can't be written ({error.strerror}). The previous file is intact: make the folder "
+                         "writable or free some space, then run the same command again") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -419,5 +429,5 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise InputError(f"{path.parent} is in use by another process: wait for it or choose another") from None
+            raise InputError(f"{path.parent} is in use by another process: wait for it or choose another folder") from None
         yield

@@ -26,7 +26,7 @@ from convert.names import config_from_transformers, load_transformers
 from convert.vocabulary import TOKENIZER_FILES, load_vocabulary
 from dataset import Vocabulary
 from model import Discriminator, Generator, ModelConfig, SavedNetwork, save_network
-from utils import InputError, load, reports_input_errors, require
+from utils import InputError, load, one_line, reports_input_errors, require
 
 COMMAND = "convert.from_transformers"
 WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]  # the first one that exists is read
@@ -44,7 +44,7 @@ class FromTransformers:
     """New folder for disc.pt and gen.pt."""
 
 
-class ModelFolder(NamedTuple):
+class LoadedModel(NamedTuple):
     """The content of a model folder, and the name that the user gave it."""
 
     name: str
@@ -109,7 +109,7 @@ def read_pair(name: str, generator_size: float, flag: str) -> dict[str, SavedNet
     return {kind: SavedNetwork(kind, network, config, vocabulary.to_json()) for kind, network in networks.items()}
 
 
-def read_folder(name: str, flag: str) -> ModelFolder:
+def read_folder(name: str, flag: str) -> LoadedModel:
     """Configuration and weights of one model, from a folder or the hub."""
     path = Path(name)
     require(not path.is_file(), f"{name} is a file: {flag} expects a folder or a name on the hub")
@@ -123,16 +123,16 @@ def read_folder(name: str, flag: str) -> ModelFolder:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         is_pickle = weight_files[0].suffix == ".bin"
         weights = load(weight_files[0]) if is_pickle else safetensors.torch.load_file(weight_files[0])
-    return ModelFolder(name, path, config, weights)
+    return LoadedModel(name, path, config, weights)
 
 
-def read_config(folder: ModelFolder) -> ModelConfig:
+def read_config(folder: LoadedModel) -> ModelConfig:
     """The sizes of a model; InputError for one that this project does not compute."""
     with input_errors(f"the config.json of {folder.name} does not describe an ELECTRA that this project computes"):
         return config_from_transformers(folder.config)
 
 
-def pair_config(config: ModelConfig, generator_folder: ModelFolder) -> ModelConfig:
+def pair_config(config: ModelConfig, generator_folder: LoadedModel) -> ModelConfig:
     """A discriminator's config with the size of its generator, which must have the original's proportions."""
     generator = read_config(generator_folder)
     config = dataclasses.replace(config, generator_size=generator.hidden_size / config.hidden_size)
@@ -147,7 +147,7 @@ def pair_config(config: ModelConfig, generator_folder: ModelFolder) -> ModelConf
     return config
 
 
-def read_vocabulary(folder: ModelFolder, config: ModelConfig) -> Vocabulary:
+def read_vocabulary(folder: LoadedModel, config: ModelConfig) -> Vocabulary:
     """The model's vocabulary as Pretraining.py keeps it; InputError if it is not the one that the weights are for."""
     vocabulary = load_vocabulary(str(folder.path))
     tokenizer, added = vocabulary.tokenizer, vocabulary.tokenizer.get_added_tokens_decoder().values()
@@ -163,16 +163,16 @@ def read_vocabulary(folder: ModelFolder, config: ModelConfig) -> Vocabulary:
     return vocabulary
 
 
-def require_same_vocabulary(vocabulary: Vocabulary, generator_folder: ModelFolder, config: ModelConfig) -> None:
+def require_same_vocabulary(vocabulary: Vocabulary, generator_folder: LoadedModel, config: ModelConfig) -> None:
     """Raises InputError if the generator's folder has a vocabulary, and it is not that of its discriminator."""
     if any((generator_folder.path / file).is_file() for file in TOKENIZER_FILES[:2]):
         other = read_vocabulary(generator_folder, config)
-        require(other.pieces() == vocabulary.pieces() and other.seen == vocabulary.seen,
+        require(other.pieces() == vocabulary.pieces() and other.case_note == vocabulary.case_note,
                 f"{generator_folder.name} and its discriminator have different vocabularies: expected two networks "
                 "that were trained together")
 
 
-def fill(network: nn.Module, folder: ModelFolder, kind: str) -> None:
+def fill(network: nn.Module, folder: LoadedModel, kind: str) -> None:
     """Loads the folder's weights; InputError unless they are one for one the network's, and finite."""
     with input_errors(f"the weights of {folder.name} are not those of a {kind}"):
         load_transformers(network, folder.weights)
@@ -198,7 +198,7 @@ def input_errors(message: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{message} ({' '.join(str(error).split())[:300]})") from None
+        raise InputError(f"{message} ({one_line(error)})") from None
 
 
 if __name__ == "__main__":

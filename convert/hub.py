@@ -24,7 +24,8 @@ def hub_folder(name: str, missing: str, patterns: list[str]) -> Path:
     except Exception as error:  # no network, no such model: each its own type
         with contextlib.suppress(OSError, ValueError):
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        raise InputError(f"{missing}, and the Hugging Face hub gave none ({type(error).__name__})") from None
+        raise InputError(f"{missing}, and it could not be downloaded from the Hugging Face hub "
+                         f"({type(error).__name__})") from None
 
 
 def check_hub_name(name: str, missing: str) -> None:

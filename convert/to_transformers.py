@@ -21,6 +21,7 @@ from convert.names import TIED, classifier_to_transformers, config_to_transforme
 from convert.vocabulary import TOKENIZER_FILES
 from dataset import SPECIAL_TOKENS, Vocabulary
 from model import SavedNetwork, load_network
+from studies.tracking import read_metrics
 from tasks.glue import TASKS
 from utils import InputError, replacing, reports_input_errors, require, write_text
 
@@ -42,7 +43,7 @@ class ToTransformers:
     """For a run: gets generator/ and discriminator/. For a file: becomes the model folder."""
 
 
-class ModelFolder(NamedTuple):
+class ExportedModel(NamedTuple):
     """What a model folder is to hold."""
 
     texts: dict[str, str]  # by file name
@@ -82,7 +83,7 @@ def read_run(run: Path) -> dict[str, SavedNetwork]:
     return {"generator": generator, "discriminator": discriminator}
 
 
-def model_folder(saved: SavedNetwork, run: Path) -> ModelFolder:
+def model_folder(saved: SavedNetwork, run: Path) -> ExportedModel:
     """A network as transformers saves it, and its model card; `run` is the folder of the weights file."""
     vocabulary = Vocabulary.of_network(saved, str(run))
     if saved.kind == "classifier":
@@ -97,10 +98,10 @@ def model_folder(saved: SavedNetwork, run: Path) -> ModelFolder:
     card = MODEL_CARD.read_text(encoding="utf-8").format(
         kind=saved.kind, suffix=CLASSES[saved.kind], pipeline=PIPELINES[saved.kind], max_length=max_length,
         millions=sum(weight.numel() for weight in saved.network.parameters()) / 1e6, pieces=vocabulary.size,
-        case=vocabulary.seen or "cased", report=saved.report or run_report(run))
+        case=vocabulary.case_note or "cased", report=saved.report or run_report(run))
     texts = tokenizer_files(vocabulary, max_length) | {"config.json": json.dumps(config, indent=2), "README.md": card}
     # safetensors takes no tensors that share memory. transformers ties the output table again when it loads.
-    return ModelFolder(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
+    return ExportedModel(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
 
 
 def classifier_head(saved: SavedNetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -143,11 +144,10 @@ def run_report(run: Path) -> str:
     if not (config.is_file() and metrics.is_file()):
         return ""
     settings = config.read_text(encoding="utf-8")
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     table = [["step", *REPORT_COLUMNS], ["---"] * (1 + len(REPORT_COLUMNS))]
     try:
         corpus = ", ".join(Path(path).name for path in tomllib.loads(settings)["corpus"])
-        for record in (json.loads(line) for line in lines if line.endswith("\n")):  # a crash may have cut off the last
+        for record in read_metrics(metrics):
             if record["heldout"]:
                 table.append([f"{record['step']:,}", *(f"{record[name]:.4f}" for name in REPORT_COLUMNS)])
     except (ValueError, KeyError, TypeError) as error:

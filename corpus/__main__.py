@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     output = Path(settings.output)
     names = settings.wiki + settings.books
     require(len(names) > 0, "nothing to convert: name Wikipedia with --wiki, books with --books")
-    require(not output.exists(), f"--output {output} is there already: delete it or choose another")
+    require(not output.exists(), f"--output {output} already exists: delete it or choose another")
     sources: list[Source] = []
     for name in settings.wiki:
         sources += find_sources(name, is_wiki=True)
@@ -107,7 +107,7 @@ def write_documents(file: TextIO, documents: Iterable[Document]) -> tuple[Counte
         if reason in FAULTS:
             faults += 1
             if faults <= NAMED_FAULTS:
-                tqdm.write(f"warning: left out of {reason}: {document.title}", file=sys.stderr)
+                tqdm.write(f"warning: {document.title} is left out: {reason}", file=sys.stderr)
     return written, +left_out
 
 

@@ -34,7 +34,7 @@ class Source(NamedTuple):
     name: str
     path: Path | None  # None for a data set on the hub
     format: str  # a key of RECORD_READERS
-    is_wiki: bool  # whether it was given to --wiki or to --books
+    is_wiki: bool  # true if it was given to --wiki, false if to --books
     hidden_namespaces: str = ""  # regular expression of the names that a dump gives to HIDDEN_NAMESPACES
 
 
@@ -218,12 +218,14 @@ def read_json(source: Source, bar: tqdm) -> Iterator[Record]:
 
 
 def read_data_set(source: Source, bar: tqdm) -> Iterator[bytes | str]:
-    """The texts of a data set, streamed. TypeError if its column holds something else."""
+    """The texts of a data set, streamed, "" for a missing one. TypeError if the column holds neither strings nor bytes."""
     rows = open_data_set(source)
     if source.path is not None:
         bar.update(source.path.stat().st_size)
     for row in rows:
         text = row["text"] or ""
+        if source.is_wiki and isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")  # the parser of articles takes strings
         if not isinstance(text, bytes | str):
             raise TypeError(f"expected strings in the column \"text\", found {type(text).__name__}")
         yield text
@@ -262,7 +264,7 @@ def load_data_set(source: Source) -> Any:
         return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
     except Exception as error:  # no network, no such set, no such configuration: each a type of its own
         raise InputError(
-            f"{missing}, and the Hugging Face hub gave none ({type(error).__name__}): check the name "
+            f"{missing}, and it could not be downloaded from the Hugging Face hub ({type(error).__name__}): check the name "
             "(wikimedia/wikipedia:20231101.en is one) and the network, or name files") from None
 
 

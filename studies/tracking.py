@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
+from tqdm import tqdm
 
 from utils import rank, read_settings, replacing, reports_input_errors, require, write_text
 
@@ -73,12 +74,17 @@ def main(argv: list[str]) -> int:
 class RunningMeans:
     """Means over the steps since the last line of metrics, kept on the device so that steps needn't wait for it."""
 
-    COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens_per_second")
+    COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens")
 
     def __init__(self, device: torch.device, state: dict[str, Any]):
-        self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=device)
-        # Steps made, steps skipped, skipped steps in a row up to the last one, and the most in a row.
-        self.counts = torch.tensor(state.get("counts", [0, 0, 0, 0]), device=device)
+        self.device = device
+        self.reset(state)
+
+    def reset(self, state: dict[str, Any]) -> None:
+        """Begins with the `state` of an earlier run, or at zero."""
+        self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=self.device)
+        # Steps made, steps skipped, length of the series of skipped steps that the last one ends, and the longest series.
+        self.counts = torch.tensor(state.get("counts", [0, 0, 0, 0]), device=self.device)
         self.seconds = state.get("seconds", 0.0)
         self.started = time.perf_counter()
 
@@ -95,20 +101,31 @@ class RunningMeans:
         self.started = time.perf_counter()
 
     def add(self, values: Tensor, finite: Tensor) -> None:
+        """Adds COLUMNS (5,) of one step; a step that is not `finite`, () bool, is only counted."""
         self.sums += torch.where(finite, values, 0.0)
-        made, skipped, in_a_row, most_in_a_row = self.counts
-        in_a_row = (in_a_row + 1) * ~finite
-        self.counts = torch.stack([made + finite, skipped + ~finite, in_a_row, most_in_a_row.maximum(in_a_row)])
+        made, skipped, series, longest_series = self.counts
+        series = (series + 1) * ~finite
+        self.counts = torch.stack([made + finite, skipped + ~finite, series, longest_series.maximum(series)])
 
     def close(self) -> dict[str, float]:
-        """The means, and a new beginning."""
+        """The means since the last call, NaN if every step was skipped; a series of skipped steps is carried on."""
         *sums, tokens = self.sums.tolist()
-        made, skipped, in_a_row, most_in_a_row = self.counts.tolist()
-        seconds = self.seconds + time.perf_counter() - self.started
-        values = dict(zip(self.COLUMNS, [total / max(1, made) for total in sums], strict=False))
-        values |= {"tokens_per_second": tokens / seconds, "skipped_steps": skipped, "skipped_in_a_row": most_in_a_row}
-        self.__init__(self.sums.device, {"counts": [0, 0, in_a_row, 0]})
+        made, skipped, series, longest_series = self.counts.tolist()
+        means = [total / made if made else math.nan for total in sums]
+        values = dict(zip(self.COLUMNS[:-1], means, strict=True))
+        values |= {"tokens_per_second": tokens / (self.seconds + time.perf_counter() - self.started),
+                   "skipped_steps": skipped, "longest_skipped_series": longest_series}
+        self.reset({"counts": [0, 0, series, 0]})
         return values
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; lines that a crash cut off are left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 class MetricsLog:
@@ -119,13 +136,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int):
         self.path = folder / "metrics.jsonl"
-        lines = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
-        self.records = []
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a line that a crash cut off
-                record = json.loads(line)
-                if record["step"] <= first_step:
-                    self.records.append(record)
+        records = read_metrics(self.path) if first_step and self.path.exists() else []
+        self.records = [record for record in records if record["step"] <= first_step]
         if rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # imported where it is used: it takes a second
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
@@ -148,6 +160,17 @@ class MetricsLog:
         if rank() == 0:
             self.events.add_text(tag, text, step)
             self.events.flush()
+
+
+def report_skipped_steps(values: dict[str, float], step: int, most_in_a_row: int) -> None:
+    """Warns of skipped steps; InputError if too many came in a row. Takes the length of that series out of `values`."""
+    longest_series = values.pop("longest_skipped_series")
+    if values["skipped_steps"]:
+        tqdm.write(f"warning: {values['skipped_steps']} of the steps up to step {step:,} skipped, because their loss or "
+                   "gradient was not finite")
+    require(longest_series < most_in_a_row,
+            f"{longest_series} steps in a row without a finite loss and gradient: the run has diverged. Resume with "
+            "--extend and a lower --learning-rate, or choose another --output")
 
 
 def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
@@ -197,12 +220,12 @@ def auc_error(auc: float, labels: np.ndarray) -> float:
     return (variance / (positives * negatives)) ** 0.5
 
 
-def draw_curves(run: Path, published: bool) -> None:
+def draw_curves(folder: Path, published: bool) -> None:
     """Writes curves.png into a run folder, with the published points up to the step reached if `published`."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report on its font cache
     from matplotlib.figure import Figure  # imported where it is used: it takes a second
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
-    curves = read_curves(run, published)
+    curves = read_curves(folder, published)
     figure = Figure((12.0, 6.0), dpi=72)
     margins = {"left": 0.04, "right": 0.99, "bottom": 0.12, "top": 0.95, "hspace": 0.2, "wspace": 0.15}
     grid = figure.subplots(2, len(PANELS) // 2, sharex=True, gridspec_kw=margins)
@@ -222,16 +245,16 @@ def draw_curves(run: Path, published: bool) -> None:
             axes.legend(fontsize="small")
     for axes in grid[1]:
         axes.set_xlabel("steps")
-    caption = f"{run}; {PUBLISHED_NOTE}" if curves["published"] else str(run)
+    caption = f"{folder}; {PUBLISHED_NOTE}" if curves["published"] else str(folder)
     figure.text(0.5, 0.02, caption, ha="center", fontsize="small")
-    with replacing(run / "curves.png") as temporary:
+    with replacing(folder / "curves.png") as temporary:
         figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
 
 
-def read_curves(run: Path, published: bool) -> dict[str, list[dict[str, float]]]:
+def read_curves(folder: Path, published: bool) -> dict[str, list[dict[str, float]]]:
     """The records of metrics.jsonl, and the published ones, by the label of their curve."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    reached = records[-1]["step"] if published else 0
+    records = read_metrics(folder / "metrics.jsonl")
+    reached = records[-1]["step"] if published and records else 0
     return {"training": [record for record in records if not record["heldout"]],
             # The axis is logarithmic, so it can't show step 0.
             "held out": [record for record in records if record["heldout"] and record["step"] > 0],
@@ -239,25 +262,25 @@ def read_curves(run: Path, published: bool) -> dict[str, list[dict[str, float]]]
 
 
 def sample_table(vocabulary: "Vocabulary", batch: "Batch", masked: "Masked", output: "ElectraOutput") -> str:
-    """The first examples of a batch as a Markdown table: their pieces before, in and after the generator, and those that
-    the discriminator flags."""
+    """The first examples of a batch as a Markdown table of their pieces: original, masked, generated, and flagged by the
+    discriminator."""
     rows = {"original": (batch.ids, torch.zeros_like(batch.attention_mask)),
             "masked": (masked.ids, masked.ids != batch.ids),
             "generated": (output.corrupted_ids, output.replaced),
             "flagged": (output.corrupted_ids, output.discriminator_logits > 0)}
     lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
-    for number, tokens in enumerate(batch.attention_mask[:SAMPLES]):
+    for number, is_token in enumerate(batch.attention_mask[:SAMPLES]):
         for name, (ids, bold) in rows.items():
-            pieces = [vocabulary.tokenizer.id_to_token(piece) for piece in ids[number, tokens].tolist()]
+            pieces = [vocabulary.tokenizer.id_to_token(piece_id) for piece_id in ids[number, is_token].tolist()]
             words = [f"**{escape(piece)}**" if is_bold else escape(piece)
-                     for piece, is_bold in zip(pieces, bold[number, tokens].tolist(), strict=True)]
-            text = " ".join(words).replace(" &#35;&#35;", "")  # joins word pieces, whose ## is escaped
+                     for piece, is_bold in zip(pieces, bold[number, is_token].tolist(), strict=True)]
+            text = " ".join(words).replace(" &#35;&#35;", "")  # joins continuations that are not in bold
             lines.append(f"| {number + 1} {name} | {text} |")
     return "\n".join(lines)
 
 
 def escape(piece: str) -> str:
-    """Signs that Markdown could read as markup, as HTML entities."""
+    """Replaces each character that Markdown could read as markup by an HTML entity."""
     return re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", piece)
 
 

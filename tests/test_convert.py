@@ -662,7 +662,7 @@ def test_another_language_goes_all_the_way(command, tmp_path, capsys, language, 
     for source in (target, target / "discriminator"):
         assert pretrain(command("again", corpus=corpus, init_from=source, steps=1)) == 0
         again = Vocabulary.from_json(load(tmp_path / "again" / "disc.pt")["vocabulary"], "")
-        assert again.encode(texts) == vocabulary.encode(texts) and again.seen == vocabulary.seen
+        assert again.encode(texts) == vocabulary.encode(texts) and again.case_note == vocabulary.case_note
         for path in (tmp_path / "again").iterdir():
             path.unlink()
 

@@ -45,7 +45,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 
 
 def test_settings_survive_toml():
-    settings = Whole("c", 3, ("a b", 'c"\\'), None, "slow", True, Part(1, 1e-9))
+    settings = Whole("runs/emoji\U0001f600", 3, ("a b", 'c"\\', "\x7f\n\t𠮷é"), None, "slow", True, Part(1, 1e-9))
     assert from_table(Whole, tomllib.loads(to_toml(settings)), "text") == settings
     assert flat(settings)["part.share"] == 1e-9 and flat(settings)["steps"] == 3
 
