@@ -170,7 +170,7 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
         with stop_signals() as received:
             done = train(run, first_step, means, received, deadline)
     if done < settings.steps:
-        reason = received[0].name if received else "time is over or another process was stopped"
+        reason = received[0].name if received else "time is over"
         print(f"{reason}: saved after step {done:,} in {output}; run the same command again to resume")
         return 128 + received[0] if received else 0
     print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
@@ -386,8 +386,8 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             values = means.close()
             report_skipped_steps(values, done, settings.max_bad_steps)
             log.write(done, False, values | {"learning_rate": run.optimizer.param_groups[0]["lr"]})
-            bar.set_postfix({"mlm": f"{values['mlm_loss']:.3f}", "disc": f"{values['disc_loss']:.4f}",
-                             "tokens/s": f"{values['tokens_per_second']:,.0f}"})
+            bar.set_postfix({name: f"{values[name]:,.4g}" for name in ("mlm_loss", "disc_loss", "tokens_per_second")
+                             if name in values})
 
         # Evaluate on held-out text.
         if done % settings.eval_every == 0 or last:

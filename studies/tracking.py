@@ -108,11 +108,10 @@ class RunningMeans:
         self.counts = torch.stack([made + finite, skipped + ~finite, series, longest_series.maximum(series)])
 
     def close(self) -> dict[str, float]:
-        """The means since the last call, NaN if every step was skipped; a series of skipped steps is carried on."""
+        """The means since the last call, without losses if every step was skipped. A series of skipped steps goes on."""
         *sums, tokens = self.sums.tolist()
         made, skipped, series, longest_series = self.counts.tolist()
-        means = [total / made if made else math.nan for total in sums]
-        values = dict(zip(self.COLUMNS[:-1], means, strict=True))
+        values = {name: total / made for name, total in zip(self.COLUMNS[:-1], sums, strict=True) if made}
         values |= {"tokens_per_second": tokens / (self.seconds + time.perf_counter() - self.started),
                    "skipped_steps": skipped, "longest_skipped_series": longest_series}
         self.reset({"counts": [0, 0, series, 0]})
