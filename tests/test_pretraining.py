@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Killed, assert_same, metrics, stop_after_save, story
+from conftest import Killed, assert_same, metrics, stop_after_save, story, write_pair
 from sklearn.metrics import roc_auc_score
 from tensorboard import plugin_util
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -469,3 +469,24 @@ def test_a_run_begins_from_the_weights_of_transformers_or_of_another_run(command
     assert main(command("third", init_from=exported)) == 2
     assert main(command("third", init_from=tmp_path / "nothing")) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_parts_that_do_not_belong_together_are_refused_as_a_beginning(command, tmp_path, capsys, vocabulary):
+    assert main(command()) == 0
+    pieces = (tmp_path / "run" / "vocab.txt").read_text().splitlines()
+    (tmp_path / "vocab.txt").write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]))  # as many, two exchanged
+    assert main(command("other", init_from=tmp_path / "run", vocab=tmp_path / "vocab.txt")) == 2
+    assert "has other pieces than --init-from" in capsys.readouterr().err
+    write_pair(tmp_path / "pair", vocabulary)
+    (tmp_path / "pair" / "gen.pt").write_bytes((tmp_path / "run" / "gen.pt").read_bytes())
+    assert main(command("other", init_from=tmp_path / "pair")) == 2
+    assert "expected files of one run" in capsys.readouterr().err
+
+
+def test_a_run_folder_with_any_name_can_be_resumed(command, tmp_path, monkeypatch):
+    name = "emoji \U0001f600 \"quoted\" back\\slash"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after_save(patch, 4)
+        main(command(name))
+    assert main(command(name)) == 0
+    assert (tmp_path / name / "checkpoint-8.pt").exists()
