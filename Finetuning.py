@@ -24,7 +24,6 @@ from dataset import Vocabulary, content_key
 from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
 from tasks.encoding import encode_texts, length_batches, training_examples
 from tasks.glue import TASKS, Row, Task, TaskData, read_all_tasks, read_task, read_user_rows, task_key
-from tasks.metrics import METRICS
 from tasks.results import (RunResult, glue_table, median_score, read_results, require_same_settings, scores_text,
                            statistics_text, write_results, write_tsv)
 from utils import (Adam, Precision, bounded, locked, newest_run_file, pick_device, pick_precision,
@@ -385,6 +384,7 @@ def predicted_labels(task: Task, outputs: np.ndarray) -> np.ndarray:
 def evaluate(experiment: Experiment, data: TaskData, classifier: Classifier,
              folder: Path | None = None) -> dict[str, float]:
     """The task's metrics over all dev rows; labels and predictions go into dev.tsv or dev-SPLIT.tsv of `folder`."""
+    from tasks.metrics import METRICS  # imported where it is used: scikit-learn and scipy take two seconds
     task, scores = data.task, {}
     for split, rows in data.dev.items():
         labels = np.array([row.label for row in rows])

@@ -386,7 +386,7 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             values = means.close()
             report_skipped_steps(values, done, settings.max_bad_steps)
             log.write(done, False, values | {"learning_rate": run.optimizer.param_groups[0]["lr"]})
-            bar.set_postfix({name: f"{values[name]:,.4g}" for name in ("mlm_loss", "disc_loss", "tokens_per_second")
+            bar.set_postfix({name: f"{values[name]:,.2f}" for name in ("mlm_loss", "disc_loss", "tokens_per_second")
                              if name in values})
 
         # Evaluate on held-out text.
