@@ -436,8 +436,7 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
     skip_unless_finite(run.optimizer, finite)  # does what scaler.step() would, without waiting for the device
     run.optimizer.step()
     run.optimizer.zero_grad()
-    if run.scaler.is_enabled():
-        run.scaler.update()
+    run.scaler.update()
     return values, finite
 
 

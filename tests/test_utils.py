@@ -188,8 +188,7 @@ def test_a_step_that_is_not_finite_changes_nothing(precision):
             skip_unless_finite(optimizer, weight.grad.isfinite().all())
             optimizer.step()
             optimizer.zero_grad()
-            if scaler.is_enabled():
-                scaler.update()
+            scaler.update()
         states.append([weight, *optimizer.state[weight].values()])
     assert all(torch.equal(plain, skipping) for plain, skipping in zip(*states, strict=True))
     assert precision == "fp32" or scaler.get_scale() == 2.0**11 / 4  # halved by each overflow
