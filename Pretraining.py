@@ -249,7 +249,8 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
     precision = pick_precision(settings.precision, device)
     vocabulary, data = load_data(settings, checkpoint, initial)
-    model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
+    # Weights from elsewhere may have rows of embeddings that no piece uses.
+    model = settings.model if initial else dataclasses.replace(settings.model, vocab_size=vocabulary.size)
     torch.manual_seed(settings.seed)
     electra = Electra(model, settings.grad_checkpointing).to(device)
     if initial and not checkpoint:
@@ -283,7 +284,7 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
     if settings.vocab:
         from convert.vocabulary import load_vocabulary  # imported where it is used, for --vocab NAME takes the hub along
         vocabulary = load_vocabulary(settings.vocab, settings.case)
-        require(vocabulary.size == settings.model.vocab_size,
+        require(bool(initial) or vocabulary.size == settings.model.vocab_size,
                 f"the vocabulary {settings.vocab} has {vocabulary.size:,} pieces, the model "
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
         require(not initial or vocabulary.pieces() == Vocabulary.of_network(initial["discriminator"], "").pieces(),
@@ -331,6 +332,7 @@ def describe(run: Run) -> None:
     print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
           f"and {counts['unknown']:,} unknown; an epoch has {len(run.data.train):,} training examples with "
           f"{int(run.data.train.ends[-1]):,} pieces in all; {len(run.data.heldout):,} examples are held out")
+    print(f"vocabulary: {run.vocabulary.size:,} pieces; {run.vocabulary.case_note}")
     entropy, share = unigram_baseline(run.data.heldout.ids)
     print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
     total_size, discriminator_size = (sum(parameter.numel() for parameter in module.parameters())

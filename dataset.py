@@ -13,6 +13,7 @@ import math
 import os
 import random
 import shutil
+import sys
 import unicodedata
 import zlib
 from array import array
@@ -25,11 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, require, shuffled, write_text
+from utils import InputError, locked, rank, require, shuffled, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
@@ -43,7 +44,9 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
 # What a normalizer leaves of "É" tells what it does to case and accents.
 CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
-              "é": "uncased: the networks see lower case with accents"}
+              "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents"}
+JOINERS = "\u200c\u200d"  # zero-width: they tell words apart in Persian, and forms of letters in the scripts of India
+UNKNOWN_SHARE = 0.01  # above it a warning says how much of the text the networks can't see
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
@@ -149,7 +152,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
         letter = tokenizer.normalizer.normalize_str("É") if tokenizer.normalizer else "É"
-        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), "")  # empty if case and accents are kept
+        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), f"the networks see {letter} for É")
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """Ids of each line, without special tokens."""
@@ -173,17 +176,28 @@ class Vocabulary:
 
     @classmethod
     def of_network(cls, saved: Any, source: str) -> "Vocabulary":
-        """The vocabulary of a model.SavedNetwork; InputError if the network has another number of pieces."""
-        vocabulary, expected = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
-        require(vocabulary.size == expected, f"{source} has {vocabulary.size:,} pieces and weights for {expected:,}: "
-                                             "they belong to different models")
+        """The vocabulary of a model.SavedNetwork; InputError if it has more pieces than the network has rows for."""
+        vocabulary, rows = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
+        require(vocabulary.size <= rows, f"{source} has {vocabulary.size:,} pieces and weights for {rows:,}: they belong "
+                                         "to different models")
         return vocabulary
 
 
 def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
-    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original."""
+    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original.
+
+    Beyond the original it composes characters (NFC) where accents stay, and keeps the JOINERS that are pieces.
+    """
     tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    joiners = "".join(joiner for joiner in JOINERS if f"##{joiner}" in pieces)
+    steps = [normalizers.BertNormalizer(clean_text=not joiners, lowercase=lowercase, strip_accents=strip_accents)]
+    if joiners:  # BERT's clean_text would drop them, so this drops all that it drops but joiners between letters
+        invisible = rf"[\p{{Cc}}\p{{Cf}}\p{{Co}}\ufffd&&[^\t\n\r{joiners}]]"
+        misplaced = rf"(?<![\p{{L}}\p{{M}}])[{joiners}]|[{joiners}](?![\p{{L}}\p{{M}}])"
+        steps.insert(0, normalizers.Replace(Regex(f"{invisible}|{misplaced}"), ""))
+    if not (lowercase if strip_accents is None else strip_accents):
+        steps.insert(0, normalizers.NFC())
+    tokenizer.normalizer = steps[0] if len(steps) == 1 else normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
@@ -300,6 +314,12 @@ def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary, max_length: int, ex
             build_store(building, scan_corpus(paths), vocabulary, max_length, examples)
             building.rename(folder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    unknown = counts["unknown"] / counts["tokens"]
+    if unknown > UNKNOWN_SHARE and rank() == 0:
+        print(f"warning: {unknown:.1%} of the corpus's word pieces are [UNK]: the networks can't tell them apart, and easy "
+              "guesses make all scores look better; raise --model.vocab-size if the vocabulary is learned, otherwise name "
+              "one of this language with --vocab (a Unigram tokenizer.json if its words have no blanks between them)",
+              file=sys.stderr)
     return Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
 
 

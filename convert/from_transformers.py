@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import safetensors.torch
 import torch
 import tyro
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from torch import Tensor, nn
 
 from convert.hub import hub_folder
@@ -148,18 +148,26 @@ def pair_config(config: ModelConfig, generator_folder: LoadedModel) -> ModelConf
 
 
 def read_vocabulary(folder: LoadedModel, config: ModelConfig) -> Vocabulary:
-    """The model's vocabulary as Pretraining.py keeps it; InputError if it is not the one that the weights are for."""
+    """The model's vocabulary as Pretraining.py keeps it; InputError if it has more pieces than the model has rows.
+
+    It may have fewer: tables of embeddings are often padded to a round number, for speed.
+    """
     vocabulary = load_vocabulary(str(folder.path))
     tokenizer, added = vocabulary.tokenizer, vocabulary.tokenizer.get_added_tokens_decoder().values()
     in_model = tokenizer.get_vocab(with_added_tokens=False)
     if all(token.special and token.content in in_model for token in added):
-        # How transformers frames and joins texts is left out: the same vocabulary is always the same JSON.
+        # What an export adds, how texts are framed and word pieces joined, is left out: the same vocabulary is always the
+        # same JSON. The decoder of any other model is its own.
         plain = Tokenizer(tokenizer.model)
         plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+        if not isinstance(tokenizer.decoder, decoders.WordPiece):
+            plain.decoder = tokenizer.decoder
         vocabulary = Vocabulary(plain, folder.name)
-    require(vocabulary.size == config.vocab_size,
+    require(vocabulary.size <= config.vocab_size,
             f"{folder.name} has a vocabulary of {vocabulary.size:,} pieces and weights for {config.vocab_size:,}: "
             "they belong to different models")
+    if vocabulary.size < config.vocab_size:
+        print(f"{folder.name}: {config.vocab_size:,} rows of embeddings for {vocabulary.size:,} pieces; the others stay unused")
     return vocabulary
 
 

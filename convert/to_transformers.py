@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import safetensors.torch
 import torch
 import tyro
-from tokenizers import Tokenizer, decoders, normalizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 
 from convert.names import TIED, classifier_to_transformers, config_to_transformers, to_transformers
@@ -77,6 +77,8 @@ def read_run(run: Path) -> dict[str, SavedNetwork]:
     """The networks of a run folder by kind; InputError unless they were saved together."""
     generator = load_network(run / "gen.pt", ["generator"], COMMAND)
     discriminator = load_network(run / "disc.pt", ["discriminator"], COMMAND)
+    require(generator.tokenizer == discriminator.tokenizer,
+            f"gen.pt and disc.pt in {run} have different vocabularies: expected files of one run")
     own, shared = (saved.network.encoder.embeddings.state_dict() for saved in (generator, discriminator))
     require(all(torch.equal(own[name], shared[name]) for name in own),
             f"gen.pt and disc.pt in {run} were saved at different steps: let the run save both and repeat this command")
@@ -98,7 +100,7 @@ def model_folder(saved: SavedNetwork, run: Path) -> ExportedModel:
     card = MODEL_CARD.read_text(encoding="utf-8").format(
         kind=saved.kind, suffix=CLASSES[saved.kind], pipeline=PIPELINES[saved.kind], max_length=max_length,
         millions=sum(weight.numel() for weight in saved.network.parameters()) / 1e6, pieces=vocabulary.size,
-        case=vocabulary.case_note or "cased", report=saved.report or run_report(run))
+        case=vocabulary.case_note, report=saved.report or run_report(run))
     texts = tokenizer_files(vocabulary, max_length) | {"config.json": json.dumps(config, indent=2), "README.md": card}
     # safetensors takes no tensors that share memory. transformers ties the output table again when it loads.
     return ExportedModel(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
@@ -121,21 +123,26 @@ def tokenizer_files(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
     """Files, by name, from which transformers' tokenizers give the vocabulary's ids.
 
     They put [CLS] and [SEP] around one or two texts and truncate to `max_length`. For them "[MASK]" in a text is the
-    mask, which for the vocabulary is text.
+    mask, which for the vocabulary is text. Only word pieces have a vocab.txt: it says all of such a vocabulary but its
+    treatment of case, and nothing of another's scores or merges.
     """
     tokenizer = Tokenizer.from_str(vocabulary.to_json())
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary.sep), ("[CLS]", vocabulary.cls))
-    tokenizer.decoder = decoders.WordPiece()
+    is_wordpiece = isinstance(tokenizer.model, models.WordPiece)
+    if is_wordpiece and tokenizer.decoder is None:
+        tokenizer.decoder = decoders.WordPiece()
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
                 "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     settings |= {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    normalizer = tokenizer.normalizer
-    if isinstance(normalizer, normalizers.BertNormalizer):  # ElectraTokenizer builds one like it from these settings
-        settings |= {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents,
-                     "tokenize_chinese_chars": normalizer.handle_chinese_chars}
+    steps = tokenizer.normalizer
+    for step in steps if isinstance(steps, normalizers.Sequence) else [steps]:
+        if isinstance(step, normalizers.BertNormalizer):  # ElectraTokenizer builds one like it from these settings
+            settings |= {"do_lower_case": step.lowercase, "strip_accents": step.strip_accents,
+                         "tokenize_chinese_chars": step.handle_chinese_chars}
     texts = (tokenizer.to_str(pretty=True), "\n".join(vocabulary.pieces()) + "\n", json.dumps(settings, indent=1))
-    return dict(zip(TOKENIZER_FILES, texts, strict=True))
+    files = dict(zip(TOKENIZER_FILES, texts, strict=True))
+    return files if is_wordpiece else {name: text for name, text in files.items() if name != "vocab.txt"}
 
 
 def run_report(run: Path) -> str:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from tokenizers import trainers
 
-from dataset import CASES, SPECIAL_TOKENS, Corpus, Vocabulary, content_key, corpus_hash, scan_corpus, wordpiece
+from dataset import CASES, JOINERS, SPECIAL_TOKENS, Corpus, Vocabulary, content_key, corpus_hash, scan_corpus, wordpiece
 from utils import locked, write_text
 
 LEARNING_LINES = 1_000_000  # evenly spread lines of the corpus from which a vocabulary is learned
-LEARNING_VERSION = 3  # part of the cache key: raise it when the same corpus would give another vocabulary
+LEARNING_VERSION = 4  # part of the cache key: raise it when the same corpus would give another vocabulary
+COVERAGE = 0.9995  # share of the words whose letters are all to be known, SentencePiece's default for large scripts
+LETTERS_SHARE = 0.75  # most pieces that are given to letters, so that there is room for words and parts of words
+FEWEST_LETTERS = 256  # known whatever the text needs, and no fewer than one piece in 16: they serve other texts
 
 
 def learned_vocabulary(paths: tuple[Path, ...], size: int, case: str, cache: Path) -> Vocabulary:
@@ -23,25 +26,58 @@ def learned_vocabulary(paths: tuple[Path, ...], size: int, case: str, cache: Pat
 
 
 def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
-    """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order.
-
-    Of the letters the most frequent are known, 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
-    """
-    tokenizer = wordpiece({}, *CASES[case])
+    """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order."""
+    counted_words = count_words(corpus, case)
+    letters = frequent_letters(counted_words, size)
+    # Where a joiner is not among the letters, the tokenizer drops it, so the words are those without it.
+    dropped = str.maketrans("", "", "".join(set(JOINERS) - set(letters)))
     words = Counter()
-    for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
-        normalized = tokenizer.normalizer.normalize_str(line)
-        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
-    letter_counts = Counter()
-    for word, count in words.items():
-        letter_counts.update(dict.fromkeys(word, count))
-    letters = sorted(letter_counts, key=lambda letter: (-letter_counts[letter], letter))[:max(256, size // 16)]
+    for word, count in counted_words.items():
+        words[word.translate(dropped)] += count
     inner_letters = {letter for word in words for letter in word[1:]} & set(letters)
     # The trainer numbers letters at random and breaks ties by number, so that the same text would give another vocabulary
     # each time. It keeps the order of special tokens, so the letters are given to it as such.
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, limit_alphabet=len(letters), initial_alphabet=letters, show_progress=False,
         special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in sorted(inner_letters))])
+    tokenizer = wordpiece({}, *CASES[case])
     tokenizer.train_from_iterator(words.elements(), trainer)
     pieces = [*SPECIAL_TOKENS, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL_TOKENS))]
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
+
+
+def count_words(corpus: Corpus, case: str) -> Counter[str]:
+    """How often each word, as the networks are to see it, comes in the training text; joiners between letters are kept."""
+    tokenizer = wordpiece({f"##{joiner}": number for number, joiner in enumerate(JOINERS)}, *CASES[case])
+    words = Counter()
+    for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
+        normalized = tokenizer.normalizer.normalize_str(line)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
+    return words
+
+
+def frequent_letters(words: Counter[str], size: int) -> list[str]:
+    """The most frequent letters, enough to spell COVERAGE of the words, in at most LETTERS_SHARE of `size` pieces.
+
+    A word with one unknown letter is [UNK] as a whole. Wikipedia has thousands of rare letters, Chinese needs thousands.
+    """
+    counts, inner_letters = Counter(), set()
+    for word, count in words.items():
+        counts.update(dict.fromkeys(word, count))
+        inner_letters.update(word[1:])
+    letters = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    rank = {letter: number for number, letter in enumerate(letters)}
+    spelled = Counter()  # number of words by the rank of the rarest letter in them
+    for word, count in words.items():
+        spelled[max(rank[letter] for letter in word)] += count
+    fewest = max(FEWEST_LETTERS, size // 16)
+    pieces, missing = 0, (1 - COVERAGE) * words.total()
+    unknown = words.total() - sum(spelled[number] for number in range(fewest))
+    for number, letter in enumerate(letters):
+        pieces += 2 if letter in inner_letters else 1  # also inside a word
+        if number < fewest:
+            continue
+        if unknown <= missing or pieces > LETTERS_SHARE * size:
+            return letters[:number]
+        unknown -= spelled[number]
+    return letters

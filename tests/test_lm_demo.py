@@ -279,6 +279,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
     assert_refused(["--weights", gen, "--discriminator", other_disc, *rest], capsys, "different vocabularies")
 
     content, bad = load(gen), tmp_path / "bad.pt"
+    larger = Vocabulary(wordpiece({piece: n for n, piece in enumerate([*SPECIAL_TOKENS, *map(str, range(95))])}, True), "x")
     tensors = content["weights"]
     name, tensor = next(iter(tensors.items()))
     for wrong, part in [
@@ -286,7 +287,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
         (content | {"model": {"size": 1}}, "size"), (content | {"model": content["model"] | {"layers": 2}}, "layers.1"),
         (content | {"model": content["model"] | {"embedding_size": 9}}, "size mismatch"),
         (content | {"vocabulary": "{}"}, "no usable tokenizer"),
-        (content | {"vocabulary": other.to_json()}, "6 pieces"),
+        (content | {"vocabulary": larger.to_json()}, "100 pieces"),
         (content | {"weights": tensors | {name: torch.full_like(tensor, float("nan"))}}, "not finite"),
     ]:
         save(bad, wrong)
