@@ -270,7 +270,8 @@ def sample_table(vocabulary: "Vocabulary", batch: "Batch", masked: "Masked", out
     lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
     for number, is_token in enumerate(batch.attention_mask[:SAMPLES]):
         for name, (ids, bold) in rows.items():
-            pieces = [vocabulary.tokenizer.id_to_token(piece_id) or "[no piece]" for piece_id in ids[number, is_token].tolist()]
+            pieces = [vocabulary.tokenizer.id_to_token(piece_id) or "[no piece]"
+                      for piece_id in ids[number, is_token].tolist()]
             words = [f"**{escape(piece)}**" if is_bold else escape(piece)
                      for piece, is_bold in zip(pieces, bold[number, is_token].tolist(), strict=True)]
             text = " ".join(words).replace(" &#35;&#35;", "")  # joins continuations that are not in bold

@@ -467,8 +467,8 @@ DAMAGES = {
     "wrong shape": (lambda folder: change_weights(folder, lambda weights: weights.update({LAST: torch.ones(3)})),
                     "feed_forward_output.bias"),
     "not finite": (lambda folder: change_weights(folder, lambda weights: weights[LAST].fill_(torch.nan)), "not finite"),
-    "another vocabulary": (lambda folder: (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *map(str, range(95))])),
-                           "100 pieces"),
+    "another vocabulary": (lambda folder: (folder / "vocab.txt").write_text("\n".join(
+        [*SPECIAL_TOKENS, *map(str, range(95))])), "100 pieces"),
 }
 
 
