@@ -293,7 +293,7 @@ def new_optimizer(settings: Finetuning, classifier: Classifier) -> torch.optim.O
     groups = layerwise_groups(classifier, settings.learning_rate, decay, settings.layer_decay_exact)
     if settings.protocol == "robust":
         return torch.optim.AdamW(groups, eps=ADAM_EPS, weight_decay=0.0, fused=True)
-    return Adam(groups, settings.learning_rate, ADAM_EPS)
+    return Adam(groups, settings.learning_rate)
 
 
 def train(experiment: Experiment, data: TaskData, classifier: Classifier, epochs: int, seed: int,

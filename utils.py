@@ -302,8 +302,8 @@ class Adam(torch.optim.AdamW):
     torch divides the two moments by 1 - beta^step. A step counter of infinity makes both divisors exactly 1.
     """
 
-    def __init__(self, groups: Iterable[dict], lr: float, eps: float = 1e-6, weight_decay: float = 0.0):
-        super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+    def __init__(self, groups: Iterable[dict], lr: float, beta2: float = 0.999):
+        super().__init__(groups, lr=lr, betas=(0.9, beta2), eps=1e-6, weight_decay=0.0, fused=True)
         for parameter in itertools.chain.from_iterable(group["params"] for group in self.param_groups):
             self.state[parameter] = {"step": torch.tensor(math.inf, device=parameter.device),
                                      "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
