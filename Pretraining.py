@@ -23,8 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
-from model import (NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, load_network, save_network,
-                   use_bf16_cpu_kernels)
+from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, load_network, save_network
 from studies.compute import training_flops
 from studies.objectives import OBJECTIVES, build_objective
 from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
@@ -285,6 +284,7 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
             if kind in initial:
                 getattr(electra, kind).load_state_dict(initial[kind].network.state_dict())
     if precision.dtype == torch.bfloat16 and device.type == "cpu":
+        from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels  # nowhere else are they faster
         use_bf16_cpu_kernels(electra)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate, settings.beta2)
     parallel = electra
@@ -561,9 +561,8 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
     run.electra.train()
 
     parts = [part for parts in gather_from_processes(own_parts) for part in parts]
-    counts = {over: sum(part.counts[over] for part in parts) for over in parts[0].counts}
-    metrics = {name: sum(part.sums[name][0] for part in parts) / max(1, counts[over])
-               for name, (_, over) in parts[0].sums.items()}
+    metrics = {name: sum(part.sums[name][0] for part in parts) / max(1, sum(part.sums[name][1] for part in parts))
+               for name in parts[0].sums}
     require(all(map(math.isfinite, metrics.values())),
             "the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
     if parts[0].labels is not None:
@@ -576,11 +575,10 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
 class EvaluatedPart(NamedTuple):
     """What one batch contributes to an evaluation."""
 
-    sums: dict[str, tuple[float, str]]  # by metric, with what its mean is over
-    counts: dict[str, int]  # of what the means are over
+    sums: dict[str, tuple[float, int]]  # by metric, with the number of tokens that it is summed over
     samples: str  # the first examples as a table
-    labels: np.ndarray | None = None  # of the tokens that could have been replaced: whether they were
-    scores: np.ndarray | None = None  # the discriminator's logits for them
+    labels: np.ndarray | None  # of the tokens that could have been replaced: whether they were
+    scores: np.ndarray | None  # the discriminator's logits for them
 
 
 @torch.no_grad()
@@ -592,16 +590,15 @@ def evaluate_batch(run: Run, numbers: np.ndarray) -> EvaluatedPart:
     with run.precision.autocast():
         output = run.electra(batch, masked, draws)
     judged = run.electra.judged(batch, masked)
-    right = (output.generator_logits.argmax(-1) == batch.ids.gather(1, masked.positions)) & masked.chosen
-    measured = run.electra.measure(output, batch, masked) | {"mlm_accuracy": (right.sum(), "chosen")}
-    part = EvaluatedPart({name: (total.item(), over) for name, (total, over) in measured.items()},
-                         {"chosen": int(masked.chosen.sum()), "judged": int(judged.sum())},
-                         sample_table(run.vocabulary, batch, masked, output))
-    if output.discriminator_logits is None:
-        return part
-    judged = judged & maskable(batch, run.vocabulary)
-    return part._replace(labels=output.replaced[judged].cpu().numpy(),
-                         scores=output.discriminator_logits[judged].cpu().numpy())
+    counts = {"chosen": int(masked.chosen.sum()), "judged": int(judged.sum())}
+    predicted = (output.generator_logits.argmax(-1) == batch.ids.gather(1, masked.positions)) & masked.chosen
+    measured = run.electra.measure(output, batch, masked) | {"mlm_accuracy": (predicted.sum(), "chosen")}
+    labels = scores = None
+    if output.discriminator_logits is not None:
+        replaceable = judged & maskable(batch, run.vocabulary)
+        labels, scores = (tensor[replaceable].cpu().numpy() for tensor in (output.replaced, output.discriminator_logits))
+    return EvaluatedPart({name: (total.item(), counts[over]) for name, (total, over) in measured.items()},
+                         sample_table(run.vocabulary, batch, masked, output), labels, scores)
 
 
 def masks_of_examples(run: Run, batch: Batch, numbers: np.ndarray) -> tuple[Masked, Tensor]:

@@ -487,8 +487,9 @@ def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_leng
                 rng: torch.Generator | None = None, kept_prob: float = KEPT_PROB, random_prob: float = 0.0) -> Masked:
     """Chooses and hides tokens as the original does, but without replacement (G, pretrain/pretrain_helpers.py, mask).
 
-    Of the chosen tokens a share of `kept_prob` stays visible, and a share of `random_prob` becomes random pieces. A row of n tokens, [CLS] and [SEP] counted, gets max(1, min(N, round(mask_prob * n))) positions, with N the number of
-    slots for `max_length`, and never more than its maskable tokens. Works on the batch's device, without waiting for it.
+    A row of n tokens, [CLS] and [SEP] counted, gets max(1, min(N, round(mask_prob * n))) positions, with N the number of
+    slots for `max_length`, and never more than its maskable tokens. Of the chosen tokens a share of `kept_prob` stays
+    visible, and a share of `random_prob` becomes random pieces. Works on the batch's device, without waiting for it.
     """
     B, L = batch.ids.shape
     device = batch.ids.device

@@ -13,7 +13,6 @@ import fcntl
 import functools
 import gc
 import itertools
-import json
 import math
 import operator
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import tomli_w
 import torch
 import tyro
 from torch import Tensor, distributed, nn
@@ -119,6 +119,11 @@ def read_settings(settings_class: type[Settings], argv: list[str], default_confi
     `--help` shows the defaults of the class. Raises InputError for a file that can't be read, an unknown key, a value of
     the wrong type or out of bounds, and SystemExit(2) for a flag that can't be read, after printing what is wrong.
     """
+    try:
+        "".join(argv).encode()
+    except UnicodeEncodeError:
+        raise InputError("a name on the command line is not UTF-8, so it can't be saved among the settings: rename the file "
+                         "or folder") from None
     default = None
     if default_config is not None and not {"-h", "--help"} & set(argv):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -179,17 +184,7 @@ def flat(settings: Any) -> dict[str, Any]:
 
 def to_toml(settings: Any) -> str:
     """The settings as TOML that `from_table` reads back; fields that are None are left out."""
-    values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for section, table in values.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML: as JSON, but TOML has no surrogate pairs for characters like emoji, and no raw DEL character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return tomli_w.dumps({name: value for name, value in dataclasses.asdict(settings).items() if value is not None})
 
 
 # Devices and precision

@@ -112,9 +112,9 @@ class TwoStage(Electra):
 
     def __init__(self, config: ModelConfig):
         require(config.generator() == config.discriminator(),
-                f"--objective two-stage copies the generator's weights into the discriminator, but their widths, heads and "
+                "--objective two-stage copies the generator's weights into the discriminator, but their widths, heads and "
                 f"feed-forward widths are {tuple(config.generator())} and {tuple(config.discriminator())}: set "
-                "--model.generator-size 1, --model.heads to a 64th of the width, and --model.feed-forward-size to 4 times it")
+                "--model.generator-size 1, --model.heads to a 64th of the width, --model.feed-forward-size to 4 times it")
         super().__init__(config)
         self.discriminator = Discriminator(config)
         self.stage = 0

@@ -90,8 +90,8 @@ class RunningMeans:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run begins with."""
-        return {"names": self.names, "sums": self.sums.tolist(), "tokens": self.tokens.item(), "counts": self.counts.tolist(),
-                "seconds": self.seconds + time.perf_counter() - self.started}
+        return {"names": self.names, "sums": self.sums.tolist(), "tokens": self.tokens.item(),
+                "counts": self.counts.tolist(), "seconds": self.seconds + time.perf_counter() - self.started}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
