@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
-from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, load_network, save_network
+from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
 from studies.objectives import OBJECTIVES, build_objective
 from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
@@ -34,7 +34,7 @@ from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, d
                    sum_over_processes, to_toml, world_size, write_text)
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.toml"
-CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary"}
+CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary", "precision"}
 # Settings that may change when a run is resumed: where and how it is computed and reported. Corpus and vocabulary are
 # compared by content instead of by name.
 FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "grad_checkpointing", "precision", "device",
@@ -151,6 +151,9 @@ class Run(NamedTuple):
 def main(argv: list[str]) -> int:
     started = time.monotonic()
     settings = read_settings(Pretraining, argv, QUICKSTART)
+    ignored = {word.split("=")[0] for word in argv if word.startswith("--model.")} - {"--model.generator-size"}
+    if settings.init_from and ignored:
+        print(f"warning: {', '.join(sorted(ignored))} ignored, because --init-from decides on sizes", file=sys.stderr)
     device = pick_device(settings.device)
     with process_group(device):
         return pretrain(settings, device, started)
@@ -161,9 +164,13 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
     print(f"config: {settings.config}")
     if settings.corpus and Path(settings.config).resolve() == QUICKSTART.resolve():
         print("This is the small demonstration; the paper's model is --config configs/electra_small.toml")
-    initial = read_initial(settings) if settings.init_from else {}
-    if initial:
-        settings = dataclasses.replace(settings, model=next(iter(initial.values())).config)
+    initial = {}
+    if settings.init_from:
+        from convert.initial import read_initial  # imported where it is used: other runs don't need it
+        kinds = OBJECTIVES[settings.objective].networks
+        essential = kinds[0] if settings.objective == "two-stage" else kinds[-1]
+        initial = read_initial(settings.init_from, kinds, essential, settings.model.generator_size, "--init-from")
+        settings = dataclasses.replace(settings, model=initial[essential].config)
     check(settings)
     output = Path(settings.output)
     deadline = started + 60 * settings.max_minutes if settings.max_minutes else math.inf
@@ -209,24 +216,6 @@ def check(settings: Pretraining) -> None:
 
 # Starting and resuming
 
-def read_initial(settings: Pretraining) -> dict[str, SavedNetwork]:
-    """Those of the objective's networks that --init-from names, by kind. InputError if the most important is missing."""
-    folder, objective = Path(settings.init_from), OBJECTIVES[settings.objective]
-    paths = {kind: folder / file for kind, file in NETWORK_FILES.items() if (folder / file).is_file()}
-    if not paths and "discriminator" in objective.networks:
-        from convert.from_transformers import read_pair  # imported where it is used: other runs don't need it
-        networks = read_pair(settings.init_from, settings.model.generator_size, "--init-from")
-    else:
-        networks = {kind: load_network(path, [kind], "--init-from") for kind, path in paths.items()
-                    if kind in objective.networks}
-    essential = objective.networks[0 if settings.objective == "two-stage" else -1]
-    require(essential in networks, f"--init-from {folder} has no {NETWORK_FILES[essential]}, from which --objective "
-                                   f"{settings.objective} begins: name the folder of a run that trained one")
-    require(len({(saved.config, saved.tokenizer) for saved in networks.values()}) == 1,
-            f"the networks in {folder} have different sizes or vocabularies: expected files of one run")
-    return networks
-
-
 def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint in the run folder; InputError if it is another run's or --no-resume was given."""
     config_file = output / "config.toml"
@@ -263,7 +252,7 @@ def compare_settings(settings: Pretraining, config_file: Path) -> None:
     refused = [f"{name} = {saved[name]}, this command has {current[name]}" for name in changed if name not in free]
     require(not refused, f"{config_file.parent} holds a run with {'; '.join(refused)}: repeat its settings or choose "
                          "another --output (--extend resumes with other steps, warmup_steps, learning_rate)")
-    changed_numerics = {"precision", "device", "accumulate", "compile"} & set(changed)
+    changed_numerics = {"device", "accumulate", "compile"} & set(changed)
     if changed_numerics:
         print(f"warning: {', '.join(sorted(changed_numerics))} changed; the run continues, not bit for bit", file=sys.stderr)
 
@@ -340,6 +329,9 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
 
 def restore(run: Run, checkpoint: dict[str, Any]) -> None:
     """Networks, optimizer and loss scale from a checkpoint; InputError if it is of another corpus or other sizes."""
+    if checkpoint["precision"] != run.precision.name:  # also where "auto" means something else on this machine
+        print(f"warning: the precision was {checkpoint['precision']} and is {run.precision.name}; the run continues, not "
+              "bit for bit", file=sys.stderr)
     require(checkpoint["data"] == run.data.key, f"the corpus or the vocabulary has changed since {run.output} was begun: "
                                                 "restore it or choose another --output")
     try:
@@ -388,7 +380,8 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
         save_network(run.output / NETWORK_FILES[kind], SavedNetwork(kind, getattr(run.electra, kind), run.model, tokenizer))
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(), "data": run.data.key,
-          "scaler": run.scaler.state_dict(), "means": means.state(), "vocabulary": tokenizer})
+          "scaler": run.scaler.state_dict(), "means": means.state(), "vocabulary": tokenizer,
+         "precision": run.precision.name})
     for old in checkpoints(run.output)[:-run.settings.keep_checkpoints]:
         old.unlink()
 

@@ -425,4 +425,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(f"{path.parent} is in use by another process: wait for it or choose another folder") from None
-        yield
+        try:
+            yield
+        finally:
+            if not wait and list(path.parent.iterdir()) == [path]:  # nothing came of it: leave no folder
+                path.unlink()
+                path.parent.rmdir()

@@ -254,13 +254,33 @@ def test_a_run_killed_before_its_first_checkpoint_still_owns_its_folder(command,
     assert main(command()) == 0
 
 
-def test_a_run_goes_on_without_its_cache_and_in_another_precision(command, tmp_path, monkeypatch):
+def test_a_run_goes_on_without_its_cache_and_in_another_precision(command, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_after_save(patch, 4)
         main(command())
     shutil.rmtree(tmp_path / "cache")
     assert main(command(precision="fp16")) == 0
     assert (tmp_path / "run" / "checkpoint-8.pt").exists()
+    assert "the precision was fp32 and is fp16" in capsys.readouterr().err
+
+
+def test_automatic_precision_that_means_another_one_on_this_machine_is_told(command, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after_save(patch, 4)
+        main(command(precision="auto"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert main(command(precision="auto")) == 0
+    assert "the precision was fp32 and is bf16" in capsys.readouterr().err
+
+
+def test_a_refused_run_leaves_no_folder_and_takes_no_other(command, tmp_path, capsys):
+    assert main(command(corpus=tmp_path / "missing.txt")) == 2
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert main(command(corpus=tmp_path / "missing.txt")) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 # Bad input
@@ -474,7 +494,9 @@ def test_a_run_begins_from_the_weights_of_transformers_or_of_another_run(command
         assert before.keys() == after.keys()
         assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(kept))
         assert main(command("other", **flags)) == 0
-        assert "finished" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "finished" in printed.out
+        assert printed.err.count("warning: --model.dropout, --model.embedding-size") == 2 and "ignored" in printed.err
     (exported / "discriminator" / "model.safetensors").write_bytes(b"damaged")
     assert main(command("third", init_from=exported)) == 2
     assert main(command("third", init_from=tmp_path / "nothing")) == 2
