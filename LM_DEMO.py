@@ -51,12 +51,12 @@ class Demo:
     """Masks sentences, lets the generator fill them in and the discriminator look for replaced pieces."""
 
     weights: str | None = None
-    """gen.pt of a run. None: the newest one in runs/."""
+    """gen.pt or mlm.pt of a run. None: the newest one in runs/."""
     input: str | None = None
     """Text file (also .gz, .bz2, .xz) with one sentence a line; - is standard input. None: ask for sentences. If a line
     contains [MASK], those places are filled in and no others."""
     discriminator: str | None = None
-    """disc.pt with the same vocabulary. None: the one in the folder of gen.pt, if there is one."""
+    """disc.pt with the same vocabulary. None: the one beside --weights, if there is one."""
     mask_prob: float = bounded(0.15, at_least=0.0, at_most=1.0)
     """Share of a sentence's pieces to mask; at least one piece is masked."""
     top_k: int = bounded(0, at_least=0)
@@ -155,8 +155,8 @@ def show(settings: Demo, pair: Pair) -> None:
 
 def load_pair(weights: str | None, discriminator: str | None, device: torch.device) -> Pair:
     """The networks from the files named, or from the newest run. Raises InputError if their vocabularies differ."""
-    path = Path(weights) if weights else newest_run_file("gen.pt")
-    saved = load_network(path, ["generator"], "--weights")
+    path = Path(weights) if weights else newest_run_file("gen.pt", "mlm.pt")
+    saved = load_network(path, ["generator", "mlm"], "--weights")
     vocabulary = Vocabulary.of_network(saved, str(path))
     pair = Pair(saved.network.to(device), path, vocabulary, piece_names(vocabulary), saved.config.max_positions, device)
     path = Path(discriminator) if discriminator else path.with_name("disc.pt")

@@ -13,7 +13,6 @@ import math
 import os
 import random
 import shutil
-import sys
 import unicodedata
 import zlib
 from array import array
@@ -26,11 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, rank, require, shuffled, write_text
+from utils import InputError, locked, require, shuffled, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
@@ -40,13 +39,9 @@ HELDOUT_DIVISOR = 100  # one document in 100 is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# The arguments of BERT's normalizer for each --case: lower case or not, without accents or not (None: as lower case)
-CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
 # What a normalizer leaves of "É" tells what it does to case and accents.
 CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
               "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents"}
-JOINERS = "\u200c\u200d"  # zero-width: they tell words apart in Persian, and forms of letters in the scripts of India
-UNKNOWN_SHARE = 0.01  # above it a warning says how much of the text the networks can't see
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
@@ -183,25 +178,6 @@ class Vocabulary:
         return vocabulary
 
 
-def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
-    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original.
-
-    Beyond the original it composes characters (NFC) where accents stay, and keeps the JOINERS that are pieces.
-    """
-    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    joiners = "".join(joiner for joiner in JOINERS if f"##{joiner}" in pieces)
-    steps = [normalizers.BertNormalizer(clean_text=not joiners, lowercase=lowercase, strip_accents=strip_accents)]
-    if joiners:  # BERT's clean_text would drop them, so this drops all that it drops but joiners between letters
-        invisible = rf"[\p{{Cc}}\p{{Cf}}\p{{Co}}\ufffd&&[^\t\n\r{joiners}]]"
-        misplaced = rf"(?<![\p{{L}}\p{{M}}])[{joiners}]|[{joiners}](?![\p{{L}}\p{{M}}])"
-        steps.insert(0, normalizers.Replace(Regex(f"{invisible}|{misplaced}"), ""))
-    if not (lowercase if strip_accents is None else strip_accents):
-        steps.insert(0, normalizers.NFC())
-    tokenizer.normalizer = steps[0] if len(steps) == 1 else normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
 # Examples: one or two segments of word pieces
 
 def packed_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
@@ -314,12 +290,6 @@ def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary, max_length: int, ex
             build_store(building, scan_corpus(paths), vocabulary, max_length, examples)
             building.rename(folder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    unknown = counts["unknown"] / counts["tokens"]
-    if unknown > UNKNOWN_SHARE and rank() == 0:
-        print(f"warning: {unknown:.1%} of the corpus's word pieces are [UNK]: the networks can't tell them apart, and easy "
-              "guesses make all scores look better; raise --model.vocab-size if the vocabulary is learned, otherwise name "
-              "one of this language with --vocab (a Unigram tokenizer.json if its words have no blanks between them)",
-              file=sys.stderr)
     return Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
 
 
@@ -399,11 +369,12 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def stored_batch(store: Store, numbers: np.ndarray, vocabulary: Vocabulary, max_length: int) -> Batch:
-    """The examples (B,) of a store as one batch."""
+def stored_batch(store: Store, numbers: np.ndarray, vocabulary: Vocabulary, max_length: int,
+                 full_width: bool = False) -> Batch:
+    """The examples (B,) of a store as one batch, with `full_width` always padded to `max_length`."""
     starts = store.ends[numbers]
     return lay_out(store.ids, starts, store.first[numbers].astype(np.int64), store.ends[numbers + 1] - starts,
-                   vocabulary, max_length)
+                   vocabulary, max_length, full_width)
 
 
 def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: int) -> Batch:
@@ -415,14 +386,15 @@ def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: in
 
 
 def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.ndarray, vocabulary: Vocabulary,
-            max_length: int) -> Batch:
-    """A batch of B examples, padded to the longest row rounded up to a multiple of 8, but not beyond `max_length`.
+            max_length: int, full_width: bool = False) -> Batch:
+    """A batch of B examples, padded to `max_length`, or without `full_width` to the longest row, in multiples of 8.
 
     Example b has `pieces[b]` pieces from `ids[starts[b]]` on, of which the first `first[b]` are the first segment.
     """
     has_second = pieces > first
     lengths = pieces + np.where(has_second, 3, 2)
-    width = min(max_length, -(-int(lengths.max()) // 8) * 8)  # matrix kernels are fastest at multiples of 8
+    longest = -(-int(lengths.max()) // 8) * 8  # matrix kernels are fastest at multiples of 8
+    width = max_length if full_width else min(max_length, longest)
     column = np.arange(width)
     first, lengths = first[:, None], lengths[:, None]
     # A token's place among the pieces: [CLS] comes before them, and the first [SEP] between the segments.
@@ -440,11 +412,13 @@ class TrainingBatches(torch.utils.data.Dataset):
     """Batch of any training step, by the step's number: every epoch in a new order, all in constant memory.
 
     With `by_length`, the examples of POOL_BATCHES batches are sorted by length, cut into batches and these shuffled.
+    With `full_width`, every batch has the same shape.
     """
 
-    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int):
+    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int,
+                 full_width: bool = False):
         self.store, self.vocabulary, self.max_length = store, vocabulary, max_length
-        self.batch_size, self.by_length, self.seed = batch_size, by_length, seed
+        self.batch_size, self.by_length, self.seed, self.full_width = batch_size, by_length, seed, full_width
         self.batches = len(store) // batch_size  # of an epoch; the rest is left to other epochs
         require(self.batches > 0, f"the corpus makes {len(store)} training examples, too little text for one batch of "
                                   f"{batch_size}: add text or lower --batch-size")
@@ -459,7 +433,7 @@ class TrainingBatches(torch.utils.data.Dataset):
                 self.pool_key = epoch, batch // POOL_BATCHES
                 self.pool = self.sort_pool(*self.pool_key)
             numbers = self.pool[batch % POOL_BATCHES]
-        return stored_batch(self.store, numbers, self.vocabulary, self.max_length)
+        return stored_batch(self.store, numbers, self.vocabulary, self.max_length, self.full_width)
 
     def shuffled_examples(self, epoch: int, begin: int, end: int) -> np.ndarray:
         """Numbers of the examples in batches begin..end - 1 of an epoch."""
@@ -500,11 +474,12 @@ def maskable(batch: Batch, vocabulary: Vocabulary) -> Tensor:
 
 
 def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_length: int,
-                rng: torch.Generator | None = None) -> Masked:
+                rng: torch.Generator | None = None, kept_prob: float = KEPT_PROB, random_prob: float = 0.0) -> Masked:
     """Chooses and hides tokens as the original does, but without replacement (G, pretrain/pretrain_helpers.py, mask).
 
     A row of n tokens, [CLS] and [SEP] counted, gets max(1, min(N, round(mask_prob * n))) positions, with N the number of
-    slots for `max_length`, and never more than its maskable tokens. Works on the batch's device, without waiting for it.
+    slots for `max_length`, and never more than its maskable tokens. Of the chosen tokens a share of `kept_prob` stays
+    visible, and a share of `random_prob` becomes random pieces. Works on the batch's device, without waiting for it.
     """
     B, L = batch.ids.shape
     device = batch.ids.device
@@ -517,9 +492,12 @@ def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_leng
     random_keys = torch.rand((B, L), device=device, generator=rng).masked_fill(~allowed, 2.0)
     positions = random_keys.topk(K, largest=False).indices  # (B, K)
     chosen = torch.arange(K, device=device) < counts[:, None]  # (B, K)
-    # Of the chosen tokens 85% become [MASK]; the others stay, but are predicted too.
-    becomes_mask = chosen & (torch.rand((B, K), device=device, generator=rng) >= KEPT_PROB)
-    tokens = batch.ids.gather(1, positions).masked_fill(becomes_mask, vocabulary.mask)
+    # Most of the chosen tokens become [MASK]. All of them are predicted.
+    fate = torch.rand((B, K), device=device, generator=rng)
+    tokens = batch.ids.gather(1, positions).masked_fill(chosen & (fate >= kept_prob + random_prob), vocabulary.mask)
+    if random_prob:
+        pieces = torch.randint(vocabulary.size, (B, K), device=device, generator=rng)
+        tokens = tokens.where(~chosen | (fate < kept_prob) | (fate >= kept_prob + random_prob), pieces)
     return Masked(batch.ids.scatter(1, positions, tokens), positions, chosen)
 
 

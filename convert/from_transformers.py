@@ -167,7 +167,7 @@ def read_vocabulary(folder: LoadedModel, config: ModelConfig) -> Vocabulary:
             f"{folder.name} has a vocabulary of {vocabulary.size:,} pieces and weights for {config.vocab_size:,}: "
             "they belong to different models")
     if vocabulary.size < config.vocab_size:
-        print(f"{folder.name}: {vocabulary.size:,} pieces; the embeddings have {config.vocab_size:,} rows, so some are unused")
+        print(f"{folder.name}: {vocabulary.size:,} pieces; the embeddings have {config.vocab_size:,} rows, the rest unused")
     return vocabulary
 
 

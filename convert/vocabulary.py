@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, normalizers
 
 from convert.hub import hub_folder
-from dataset import CASES, Vocabulary, wordpiece
+from corpus.vocabulary import CASES, wordpiece
+from dataset import Vocabulary
 from utils import InputError, require
 
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]  # of a tokenizer folder

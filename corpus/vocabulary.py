@@ -1,13 +1,18 @@
-"""A corpus in, a vocabulary learned from its training text out; imported only where no vocabulary is named."""
+"""Word pieces in, BERT's tokenizer out; and a corpus in, a vocabulary of word pieces learned from its training text out."""
 
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from tokenizers import trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from dataset import CASES, JOINERS, SPECIAL_TOKENS, Corpus, Vocabulary, content_key, corpus_hash, scan_corpus, wordpiece
+from dataset import SPECIAL_TOKENS, Corpus, Vocabulary, content_key, corpus_hash, scan_corpus
 from utils import locked, write_text
+
+# The arguments of BERT's normalizer for each --case: lower case or not, without accents or not (None: as lower case)
+CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
+JOINERS = "\u200c\u200d"  # zero-width: they tell words apart in Persian, and forms of letters in the scripts of India
+LONGEST_WORD = 100  # characters; a longer one is [UNK], as in the original
 
 LEARNING_LINES = 1_000_000  # evenly spread lines of the corpus from which a vocabulary is learned
 LEARNING_VERSION = 4  # part of the cache key: raise it when the same corpus would give another vocabulary
@@ -16,8 +21,31 @@ LETTERS_SHARE = 0.75  # most pieces that are given to letters, so that there is 
 FEWEST_LETTERS = 256  # known whatever the text needs, and no fewer than one piece in 16: they serve other texts
 
 
+def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
+    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original.
+
+    Beyond the original it composes characters (NFC) where accents stay, and keeps the JOINERS that are pieces.
+    """
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
+    joiners = "".join(joiner for joiner in JOINERS if f"##{joiner}" in pieces)
+    steps = [normalizers.BertNormalizer(clean_text=not joiners, lowercase=lowercase, strip_accents=strip_accents)]
+    if joiners:  # BERT's clean_text would drop them, so this drops all that it drops but joiners between letters
+        invisible = rf"[\p{{Cc}}\p{{Cf}}\p{{Co}}\ufffd&&[^\t\n\r{joiners}]]"
+        misplaced = rf"(?<![\p{{L}}\p{{M}}])[{joiners}]|[{joiners}](?![\p{{L}}\p{{M}}])"
+        steps.insert(0, normalizers.Replace(Regex(f"{invisible}|{misplaced}"), ""))
+    if not (lowercase if strip_accents is None else strip_accents):
+        steps.insert(0, normalizers.NFC())
+    tokenizer.normalizer = steps[0] if len(steps) == 1 else normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
 def learned_vocabulary(paths: tuple[Path, ...], size: int, case: str, cache: Path) -> Vocabulary:
-    """`learn_vocabulary` of a corpus, learned once and kept in the cache under a name that its content gives."""
+    """`learn_vocabulary` of a corpus, learned once and kept in the cache under a name that its content gives.
+
+    `case` is a key of CASES, or auto, which is uncased.
+    """
+    case = "uncased" if case == "auto" else case
     path = cache / f"vocabulary-{content_key(corpus_hash(paths), size, case, LEARNING_VERSION)}.json"
     with locked(path.with_suffix(".lock")):
         if not path.exists():

@@ -32,8 +32,8 @@ from convert.from_transformers import read_encoder, read_pair
 from convert.names import classifier_to_transformers, config_to_transformers, load_transformers, to_transformers
 from convert.to_transformers import tokenizer_files
 from convert.vocabulary import TOKENIZER_FILES, load_vocabulary
-from corpus.vocabulary import learn_vocabulary, learned_vocabulary
-from dataset import CASES, SPECIAL_TOKENS, Vocabulary, scan_corpus, stored_batch, wordpiece
+from corpus.vocabulary import CASES, learn_vocabulary, learned_vocabulary, wordpiece
+from dataset import SPECIAL_TOKENS, Vocabulary, scan_corpus, stored_batch
 from model import Classifier, Discriminator, Generator, ModelConfig, SavedNetwork, load_network, save_network
 from tasks.glue import TASKS
 from utils import InputError, load

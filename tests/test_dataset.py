@@ -15,10 +15,11 @@ import torch
 from conftest import story
 
 import dataset
-from corpus.vocabulary import learned_vocabulary
+from corpus.vocabulary import learned_vocabulary, wordpiece
 from dataset import (KEPT_PROB, SPECIAL_TOKENS, Batch, TrainingBatches, Vocabulary, collate, existing_masks,
                      line_examples, mask_tokens, packed_examples, prepare, read_lines,
-                     scan_corpus, stored_batch, wordpiece)
+                     scan_corpus, stored_batch)
+from studies.tracking import describe_text
 from utils import InputError
 
 # Reading and splitting
@@ -177,11 +178,10 @@ def test_more_than_one_percent_of_unknown_pieces_is_warned_of(tmp_path, vocabula
         for number in range(round(10_000 * share)):
             lines[number % 1000][number // 1000] = "茶"
         path.write_text("\n".join(map(" ".join, lines)), encoding="utf-8")
-        for _ in range(2):  # the second time from the cache
-            prepare((path,), vocabulary, 32, "packed", tmp_path / "cache")
-            err = capsys.readouterr().err
-            assert (f"{share:.1%} of the corpus's word pieces are [UNK]" in err) == warned
-            assert ("raise --model.vocab-size" in err) == warned
+        describe_text(prepare((path,), vocabulary, 32, "packed", tmp_path / "cache"), vocabulary)
+        err = capsys.readouterr().err
+        assert (f"{share:.1%} of the word pieces are [UNK]" in err) == warned
+        assert ("Raise --model.vocab-size" in err) == warned
 
 
 def build_and_die(corpus, tokenizer, cache, where):

@@ -16,7 +16,8 @@ from conftest import story, write_pair
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 import LM_DEMO
-from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
+from corpus.vocabulary import wordpiece
+from dataset import SPECIAL_TOKENS, Vocabulary
 from LM_DEMO import Demo, encode, filled_in, in_words, load_pair, main, read_sentences
 from utils import load, save
 

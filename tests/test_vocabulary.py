@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, normalizers
 
 import Pretraining
 from convert.vocabulary import load_vocabulary
-from corpus.vocabulary import learn_vocabulary
-from dataset import CASES, SPECIAL_TOKENS, Vocabulary, scan_corpus, wordpiece
+from corpus.vocabulary import CASES, learn_vocabulary, wordpiece
+from dataset import SPECIAL_TOKENS, Vocabulary, scan_corpus
 from tasks.encoding import encode_texts
 from utils import InputError
 
