@@ -191,10 +191,10 @@ def describe_text(data: "Data", vocabulary: "Vocabulary") -> None:
     print(f"vocabulary: {vocabulary.size:,} pieces; {vocabulary.case_note}")
     unknown = counts["unknown"] / counts["tokens"]
     if unknown > UNKNOWN_SHARE and rank() == 0:
-        print(f"warning: {unknown:.1%} of the word pieces are [UNK]: the networks can't tell them apart, and as they are easy "
-              "to predict, scores look better than they are. Raise --model.vocab-size if the vocabulary is learned, "
-              "otherwise name one of the text's language with --vocab (a Unigram tokenizer.json if no blanks separate words)",
-              file=sys.stderr)
+        print(f"warning: {unknown:.1%} of the word pieces are [UNK]: the networks can't tell them apart, and scores look "
+              "better than they are, since [UNK] is easy to predict. Raise --model.vocab-size if the vocabulary is learned, "
+              "otherwise name one of the text's language with --vocab (a Unigram tokenizer.json where no blanks separate "
+              "words)", file=sys.stderr)
     entropy, share = unigram_baseline(data.heldout.ids)
     print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
 
