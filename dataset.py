@@ -40,8 +40,9 @@ FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # What a normalizer leaves of "É" tells what it does to case and accents.
-CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
-              "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents"}
+CASE_NOTES = {"e": "uncased: the networks see lower case without accents or vowel signs (of Hindi or Thai, for instance)",
+              "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents",
+              "E": "cased: the networks see no accents"}
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
