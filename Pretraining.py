@@ -272,7 +272,7 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
         for kind in electra.networks:
             if kind in initial:
                 getattr(electra, kind).load_state_dict(initial[kind].network.state_dict())
-    if precision.dtype == torch.bfloat16 and device.type == "cpu":
+    if precision.dtype == torch.bfloat16 and device.type == "cpu" and not settings.compile:
         from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels  # nowhere else are they faster
         use_bf16_cpu_kernels(electra)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate, settings.beta2)
@@ -354,7 +354,8 @@ def describe(run: Run) -> None:
           f"and {counts['unknown']:,} unknown; an epoch has {len(run.data.train):,} training examples with "
           f"{int(run.data.train.ends[-1]):,} pieces in all; {len(run.data.heldout):,} examples are held out")
     entropy, share = unigram_baseline(run.data.heldout.ids)
-    print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
+    print(f"held-out text: unigram entropy {entropy:.3f} nats; knowing frequencies alone gives an MLM loss of "
+          f"{(1 - kept_share(run)) * entropy:.3f}; the most frequent piece has a share of {share:.3f}")
     sizes = {kind: sum(parameter.numel() for parameter in getattr(run.electra, kind).parameters())
              for kind in run.electra.networks}
     total_size = sum(parameter.numel() for parameter in run.electra.parameters())
@@ -480,10 +481,14 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
 
 def mask_and_draw(run: Run, batch: Batch, rng: torch.Generator) -> tuple[Masked, Tensor]:
     """The masked batch and the random numbers with which the objective samples."""
-    kept_prob = run.electra.kept_prob if run.settings.kept_prob is None else run.settings.kept_prob
-    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, kept_prob,
+    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, kept_share(run),
                          run.electra.random_prob)
     return masked, run.electra.draws(masked, rng)
+
+
+def kept_share(run: Run) -> float:
+    """The share of the chosen tokens that stay visible, which is the objective's own unless it was set."""
+    return run.electra.kept_prob if run.settings.kept_prob is None else run.settings.kept_prob
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
@@ -533,8 +538,8 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     log.write(step, True, metrics)
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    for warning in learning_warnings([record for record in log.records if record["heldout"]],
-                                     unigram_baseline(run.data.heldout.ids)[0]):
+    frequency_loss = (1 - kept_share(run)) * unigram_baseline(run.data.heldout.ids)[0]
+    for warning in learning_warnings([record for record in log.records if record["heldout"]], frequency_loss):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
         draw_curves(run.output, has_papers_settings(run.settings, run.model))
