@@ -280,7 +280,7 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
 def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
               initial: dict[str, SavedNetwork]) -> tuple[Vocabulary, Data]:
     """Vocabulary and tokenized corpus, built by the first process while the others wait."""
-    vocabulary = None  # learned from the corpus
+    vocabulary = None
     if settings.vocab:
         from convert.vocabulary import load_vocabulary  # imported where it is used, for --vocab NAME takes the hub along
         vocabulary = load_vocabulary(settings.vocab, settings.case)
@@ -299,9 +299,11 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
     if not paths:
         from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
         paths = (documentation_corpus(cache, Path(__file__).with_name("requirements.txt")),)
-    case = "uncased" if settings.case == "auto" else settings.case
-    vocabulary, data = prepare(paths, vocabulary, settings.model.vocab_size, settings.max_length, settings.examples, cache,
-                               case)
+    if vocabulary is None:
+        from corpus.vocabulary import learned_vocabulary
+        case = "uncased" if settings.case == "auto" else settings.case
+        vocabulary = learned_vocabulary(paths, settings.model.vocab_size, case, cache)
+    data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
     if rank() == 0:
         barrier()
     return vocabulary, data

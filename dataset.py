@@ -16,17 +16,16 @@ import shutil
 import unicodedata
 import zlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,7 +44,6 @@ CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (Tr
 # What a normalizer leaves of "É" tells what it does to case and accents.
 CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
               "é": "uncased: the networks see lower case with accents"}
-LEARNING_LINES = 1_000_000  # evenly spread lines of the corpus from which a vocabulary is learned
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
@@ -190,31 +188,6 @@ def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | Non
     return tokenizer
 
 
-def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
-    """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order.
-
-    Of the letters the most frequent are known, 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
-    """
-    tokenizer = wordpiece({}, *CASES[case])
-    words = Counter()
-    for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
-        normalized = tokenizer.normalizer.normalize_str(line)
-        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
-    letter_counts = Counter()
-    for word, count in words.items():
-        letter_counts.update(dict.fromkeys(word, count))
-    letters = sorted(letter_counts, key=lambda letter: (-letter_counts[letter], letter))[:max(256, size // 16)]
-    inner_letters = {letter for word in words for letter in word[1:]} & set(letters)
-    # The trainer numbers letters at random and breaks ties by number, so that the same text would give another vocabulary
-    # each time. It keeps the order of special tokens, so the letters are given to it as such.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, limit_alphabet=len(letters), initial_alphabet=letters, show_progress=False,
-        special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in sorted(inner_letters))])
-    tokenizer.train_from_iterator(words.elements(), trainer)
-    pieces = [*SPECIAL_TOKENS, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL_TOKENS))]
-    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
-
-
 # Examples: one or two segments of word pieces
 
 def packed_examples(lines: Iterable[list[int]], max_length: int, rng: random.Random) -> Iterator[Segments]:
@@ -312,31 +285,22 @@ def corpus_hash(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary | None, vocab_size: int, max_length: int, examples: str,
-            cache: Path, case: str = "uncased") -> tuple[Vocabulary, Data]:
-    """The vocabulary (if None, `vocab_size` pieces learned from the corpus) and the token store, each built once.
+def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary, max_length: int, examples: str, cache: Path) -> Data:
+    """The tokenized corpus, built once: its cache entry is named by the content of all it depends on, once it is whole.
 
-    Cache entries are named by the content of all they depend on, once they are whole. Memory doesn't grow with the corpus.
-    Raises InputError if the text is not usable or the vocabulary doesn't know it.
+    Memory doesn't grow with the corpus. Raises InputError if the text is not usable or the vocabulary doesn't know it.
     """
-    corpus_key = corpus_hash(paths)
-    scan = lru_cache(lambda: scan_corpus(paths))  # read at most once, and only if something has to be built
-    if vocabulary is None:
-        path = cache / f"vocabulary-{content_key(corpus_key, vocab_size, case, STORE_VERSION)}.json"
-        with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                write_text(path, learn_vocabulary(scan(), vocab_size, case).to_json())
-        vocabulary = Vocabulary.from_json(path.read_text(encoding="utf-8"), str(path))
-    folder = cache / f"store-{content_key(corpus_key, vocabulary.to_json(), max_length, examples, STORE_VERSION)}"
+    key = content_key(corpus_hash(paths), vocabulary.to_json(), max_length, examples, STORE_VERSION)
+    folder = cache / f"store-{key}"
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():
             building = folder.with_suffix(".building")
             shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
             building.mkdir()
-            build_store(building, scan(), vocabulary, max_length, examples)
+            build_store(building, scan_corpus(paths), vocabulary, max_length, examples)
             building.rename(folder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    return vocabulary, Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
+    return Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
 
 
 def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length: int, examples: str) -> None:

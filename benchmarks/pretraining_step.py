@@ -332,7 +332,7 @@ def profile(workload: Workload, name: str) -> None:
 
 def tokenized(options: argparse.Namespace, workload: Workload, examples: str) -> tuple[Vocabulary, Data]:
     vocabulary = load_vocabulary(str(options.vocab))
-    return prepare((options.corpus,), vocabulary, vocabulary.size, workload.length, examples, options.cache)
+    return vocabulary, prepare((options.corpus,), vocabulary, workload.length, examples, options.cache)
 
 
 def compare_script(options: argparse.Namespace, workload: Workload) -> None:
