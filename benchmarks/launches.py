@@ -38,7 +38,7 @@ from utils import pick_device, pick_precision
 # Operations that start no kernel: allocations, and views that torch doesn't mark as such
 WITHOUT_KERNEL = {"empty", "empty_like", "_unsafe_view", "detach", "alias", "_record_function_enter_new",
                   "_record_function_exit"}
-STORED_EXAMPLES = 60_000  # an epoch of some hundred batches
+STORED_EXAMPLES = 20_000  # an epoch of some hundred batches
 TIMED_BATCHES = 400
 
 
