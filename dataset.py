@@ -379,11 +379,12 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def stored_batch(store: Store, numbers: np.ndarray, vocabulary: Vocabulary, max_length: int) -> Batch:
-    """The examples (B,) of a store as one batch."""
+def stored_batch(store: Store, numbers: np.ndarray, vocabulary: Vocabulary, max_length: int,
+                 full_width: bool = False) -> Batch:
+    """The examples (B,) of a store as one batch, with `full_width` always padded to `max_length`."""
     starts = store.ends[numbers]
     return lay_out(store.ids, starts, store.first[numbers].astype(np.int64), store.ends[numbers + 1] - starts,
-                   vocabulary, max_length)
+                   vocabulary, max_length, full_width)
 
 
 def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: int) -> Batch:
@@ -395,14 +396,15 @@ def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: in
 
 
 def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.ndarray, vocabulary: Vocabulary,
-            max_length: int) -> Batch:
-    """A batch of B examples, padded to the longest row rounded up to a multiple of 8, but not beyond `max_length`.
+            max_length: int, full_width: bool = False) -> Batch:
+    """A batch of B examples, padded to `max_length`, or without `full_width` to the longest row, in multiples of 8.
 
     Example b has `pieces[b]` pieces from `ids[starts[b]]` on, of which the first `first[b]` are the first segment.
     """
     has_second = pieces > first
     lengths = pieces + np.where(has_second, 3, 2)
-    width = min(max_length, -(-int(lengths.max()) // 8) * 8)  # matrix kernels are fastest at multiples of 8
+    longest = -(-int(lengths.max()) // 8) * 8  # matrix kernels are fastest at multiples of 8
+    width = max_length if full_width else min(max_length, longest)
     column = np.arange(width)
     first, lengths = first[:, None], lengths[:, None]
     # A token's place among the pieces: [CLS] comes before them, and the first [SEP] between the segments.
@@ -420,12 +422,13 @@ class TrainingBatches(torch.utils.data.Dataset):
     """Batch of any training step, by the step's number: every epoch in a new order, all in constant memory.
 
     Examples are drawn for POOL_BATCHES batches at a time. With `by_length` they are sorted by length, cut into batches and
-    these shuffled.
+    these shuffled. With `full_width`, every batch has the same shape.
     """
 
-    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int):
+    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int,
+                 full_width: bool = False):
         self.store, self.vocabulary, self.max_length = store, vocabulary, max_length
-        self.batch_size, self.by_length, self.seed = batch_size, by_length, seed
+        self.batch_size, self.by_length, self.seed, self.full_width = batch_size, by_length, seed, full_width
         self.batches = len(store) // batch_size  # of an epoch; the rest is left to other epochs
         require(self.batches > 0, f"the corpus makes {len(store)} training examples, too little text for one batch of "
                                   f"{batch_size}: add text or lower --batch-size")
@@ -436,7 +439,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         if self.pool_key != (epoch, batch // POOL_BATCHES):
             self.pool_key = epoch, batch // POOL_BATCHES
             self.pool = self.draw_pool(*self.pool_key)
-        return stored_batch(self.store, self.pool[batch % POOL_BATCHES], self.vocabulary, self.max_length)
+        numbers = self.pool[batch % POOL_BATCHES]
+        return stored_batch(self.store, numbers, self.vocabulary, self.max_length, self.full_width)
 
     def draw_pool(self, epoch: int, pool: int) -> np.ndarray:
         """Numbers of the examples (batches, batch size) of a pool."""
@@ -475,11 +479,12 @@ def maskable(batch: Batch, vocabulary: Vocabulary) -> Tensor:
 
 
 def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_length: int,
-                rng: torch.Generator | None = None) -> Masked:
+                rng: torch.Generator | None = None, kept_prob: float = KEPT_PROB, random_prob: float = 0.0) -> Masked:
     """Chooses and hides tokens as the original does, but without replacement (G, pretrain/pretrain_helpers.py, mask).
 
     A row of n tokens, [CLS] and [SEP] counted, gets max(1, min(N, round(mask_prob * n))) positions, with N the number of
-    slots for `max_length`, and never more than its maskable tokens. Works on the batch's device, without waiting for it.
+    slots for `max_length`, and never more than its maskable tokens. Of the chosen tokens a share of `kept_prob` stays
+    visible, and a share of `random_prob` becomes random pieces. Works on the batch's device, without waiting for it.
     """
     B, L = batch.ids.shape
     device = batch.ids.device
@@ -492,9 +497,12 @@ def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_leng
     random_keys = torch.rand((B, L), device=device, generator=rng).masked_fill(~allowed, 2.0)
     positions = random_keys.topk(K, largest=False).indices  # (B, K)
     chosen = torch.arange(K, device=device) < counts[:, None]  # (B, K)
-    # Of the chosen tokens 85% become [MASK]; the others stay, but are predicted too.
-    becomes_mask = chosen & (torch.rand((B, K), device=device, generator=rng) >= KEPT_PROB)
-    tokens = batch.ids.gather(1, positions).masked_fill(becomes_mask, vocabulary.mask)
+    # Most of the chosen tokens become [MASK]. All of them are predicted.
+    fate = torch.rand((B, K), device=device, generator=rng)
+    tokens = batch.ids.gather(1, positions).masked_fill(chosen & (fate >= kept_prob + random_prob), vocabulary.mask)
+    if random_prob:
+        pieces = torch.randint(vocabulary.size, (B, K), device=device, generator=rng)
+        tokens = tokens.where(~chosen | (fate < kept_prob) | (fate >= kept_prob + random_prob), pieces)
     return Masked(batch.ids.scatter(1, positions, tokens), positions, chosen)
 
 

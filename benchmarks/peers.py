@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels
 from convert.names import config_to_transformers
 from dataset import Batch, Vocabulary
-from model import Electra, ModelConfig, cross_entropy, gumbel_sample, use_bf16_cpu_kernels
+from model import Electra, ModelConfig, cross_entropy, gumbel_sample
 from Pretraining import Pretraining, Run, training_step
 from utils import Adam, Precision, decay_groups
 
@@ -68,7 +69,9 @@ def new_run(workload: Workload, vocabulary: Vocabulary | SimpleNamespace, grad_c
             kernels: str = "all") -> Run:
     """What Pretraining.py builds before its first step; it has neither data nor an output folder."""
     settings = workload.settings(grad_checkpointing)
-    electra = Electra(workload.model, grad_checkpointing).to(workload.device).train()
+    electra = Electra(workload.model).to(workload.device).train()
+    for encoder in (electra.generator.encoder, electra.discriminator.encoder):
+        encoder.grad_checkpointing = grad_checkpointing
     if workload.uses_kernels() and kernels != "none":
         use_bf16_cpu_kernels(electra)
     if kernels == "layers":

@@ -6,7 +6,7 @@
 
 project           the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
 checkpointed      the same with --grad-checkpointing
-plain             the same without the kernels for bf16 on a CPU (model.use_bf16_cpu_kernels)
+plain             the same without the kernels for bf16 on a CPU (bf16_cpu_kernels.py)
 plain-vocabulary  the same with these kernels in the layers, but plain cross entropy and sampling
 public            transformers' ElectraForMaskedLM and ElectraForPreTraining, wired as public re-implementations do:
                   logits of the whole vocabulary at every position, from which the chosen are then selected, Gumbel
