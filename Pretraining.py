@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,9 +30,9 @@ from studies.objectives import OBJECTIVES, build_objective
 from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
                               report_skipped_steps, sample_table, unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
-                   gather_from_processes, load, locked, one_line, own_rows, pick_device, pick_precision, process_group, rank,
-                   read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite, stop_signals,
-                   sum_over_processes, to_toml, world_size, write_text)
+                   gather_from_processes, iterating, load, locked, one_line, own_rows, pick_device, pick_precision,
+                   process_group, rank, read_settings, reports_input_errors, require, save, scheduled_rate,
+                   skip_unless_finite, stop_signals, sum_over_processes, to_toml, world_size, write_text)
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.toml"
 CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary", "precision"}
@@ -191,8 +192,8 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
             return 0
         run = start(settings, model, vocabulary, data, output, device, checkpoint, initial)
         means = RunningMeans(device, checkpoint["means"] if checkpoint else {})
-        with stop_signals() as received:
-            done = train(run, first_step, means, received, deadline)
+        with stop_signals() as received, iterating(training_loader(run, first_step)) as batches:
+            done = train(run, batches, first_step, means, received, deadline)
     if done < settings.steps:
         reason = received[0].name if received else "time is over"
         print(f"{reason}: saved after step {done:,} in {output}; run the same command again to resume")
@@ -389,20 +390,26 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
 
 # Training
 
-def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.Signals], deadline: float) -> int:
-    """The steps from `first_step` on, with metrics, evaluations and checkpoints at their intervals.
-
-    Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
-    slowest step so far (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
-    """
+def training_loader(run: Run, first_step: int) -> torch.utils.data.DataLoader:
+    """The batches of all steps from `first_step` on."""
     settings = run.settings
     by_length = settings.examples == "line"
     # Compiled code and CUDA's memory are used again from step to step where the shapes stay the same.
     full_width = not by_length and (settings.compile or run.device.type == "cuda")
     batches = TrainingBatches(run.data.train, run.vocabulary, settings.max_length, settings.batch_size, by_length,
                               settings.seed, full_width)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
-                                         num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
+                                       num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+
+
+def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMeans, received: list[signal.Signals],
+          deadline: float) -> int:
+    """The steps from `first_step` on, one for each batch, with metrics, evaluations and checkpoints at their intervals.
+
+    Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
+    slowest step so far (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
+    """
+    settings = run.settings
     rng = torch.Generator(run.device)
     log = MetricsLog(run.output, first_step)
     log.write_markdown(first_step, "settings", f"```toml\n{to_toml(settings)}```")
@@ -411,7 +418,7 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             evaluate_and_report(run, log, 0)
     run.electra.train()
     slowest, before = 0.0, time.monotonic()
-    bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
+    bar = tqdm(batches, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
         means.add(*training_step(run, batch, step, rng))
         done = step + 1

@@ -41,6 +41,7 @@ FIXABLE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 BOUNDS = {"at_least": (operator.ge, "at least"), "above": (operator.gt, "above"),
           "at_most": (operator.le, "at most"), "below": (operator.lt, "below")}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # the other processes wait while the first one tokenizes the corpus
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FEISTEL_ROUNDS = 4  # three give a pseudo-random permutation, four a strong one (Luby and Rackoff, 1988)
 
 
@@ -90,20 +91,42 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in a list instead of letting them end the process. A second signal ends it at once."""
+    """Collects SIGINT and SIGTERM in a list instead of letting them end the process. A second signal ends it at once.
+
+    Under torchrun it doesn't: torchrun passes on what a queue has sent to all processes, and ends those that stay itself.
+    """
     received = []
 
     def receive(number: int, _: Any) -> None:
-        if received:
+        if received and "WORLD_SIZE" not in os.environ:
             os._exit(128 + number)
         received.append(signal.Signals(number))
 
-    previous_handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator]:
+    """An iterator over `loader` whose worker processes never receive SIGINT or SIGTERM and end with the block.
+
+    A queue sends them to every process, but only the training process has to answer. The workers must be ended here,
+    because Python would send them SIGTERM at its exit and wait for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 # Settings: frozen dataclasses are the one source of names, types, defaults, help and bounds
