@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, require, shuffled, write_text
+from utils import InputError, locked, require, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
@@ -419,10 +419,10 @@ def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.n
 
 
 class TrainingBatches(torch.utils.data.Dataset):
-    """Batch of any training step, by the step's number: every epoch in a new order, all in constant memory.
+    """Batch of any training step, by the step's number: every epoch in a new random order, in 4 bytes of memory an example.
 
-    Examples are drawn for POOL_BATCHES batches at a time. With `by_length` they are sorted by length, cut into batches and
-    these shuffled. With `full_width`, every batch has the same shape.
+    With `by_length`, the examples of POOL_BATCHES batches are sorted by length, cut into batches and these shuffled. With
+    `full_width`, every batch has the same shape.
     """
 
     def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int,
@@ -432,26 +432,26 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.batches = len(store) // batch_size  # of an epoch; the rest is left to other epochs
         require(self.batches > 0, f"the corpus makes {len(store)} training examples, too little text for one batch of "
                                   f"{batch_size}: add text or lower --batch-size")
-        self.pool_key, self.pool = None, None  # the examples drawn last
+        self.epoch, self.order = None, None  # of the batch that was asked for last
 
     def __getitem__(self, step: int) -> Batch:
         epoch, batch = divmod(step, self.batches)
-        if self.pool_key != (epoch, batch // POOL_BATCHES):
-            self.pool_key = epoch, batch // POOL_BATCHES
-            self.pool = self.draw_pool(*self.pool_key)
-        numbers = self.pool[batch % POOL_BATCHES]
-        return stored_batch(self.store, numbers, self.vocabulary, self.max_length, self.full_width)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.epoch_order(epoch)
+        return stored_batch(self.store, self.order[batch], self.vocabulary, self.max_length, self.full_width)
 
-    def draw_pool(self, epoch: int, pool: int) -> np.ndarray:
-        """Numbers of the examples (batches, batch size) of a pool."""
-        begin, end = pool * POOL_BATCHES, min((pool + 1) * POOL_BATCHES, self.batches)
-        positions = np.arange(begin * self.batch_size, end * self.batch_size)
-        numbers = shuffled(positions, len(self.store), (self.seed, epoch))
-        if not self.by_length:
-            return numbers.reshape(-1, self.batch_size)
-        lengths = self.store.ends[numbers + 1] - self.store.ends[numbers]  # without special tokens
-        batches = numbers[np.stack(batches_by_length(lengths, self.batch_size))]
-        return np.random.default_rng((self.seed, epoch, pool)).permutation(batches)
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Numbers of the examples in every batch of an epoch (batches, batch size)."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(np.arange(len(self.store), dtype=np.uint32))
+        order = order[:self.batches * self.batch_size].reshape(self.batches, self.batch_size)
+        if self.by_length:
+            for begin in range(0, self.batches, POOL_BATCHES):
+                pool = order[begin:begin + POOL_BATCHES].ravel()
+                lengths = self.store.ends[pool + 1] - self.store.ends[pool]  # without special tokens
+                batches = pool[np.stack(batches_by_length(lengths, self.batch_size))]
+                order[begin:begin + POOL_BATCHES] = rng.permutation(batches)
+        return order
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

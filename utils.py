@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import tomli_w
 import torch
 import tyro
@@ -42,7 +41,6 @@ BOUNDS = {"at_least": (operator.ge, "at least"), "above": (operator.gt, "above")
           "at_most": (operator.le, "at most"), "below": (operator.lt, "below")}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # the other processes wait while the first one tokenizes the corpus
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-FEISTEL_ROUNDS = 4  # three give a pseudo-random permutation, four a strong one (Luby and Rackoff, 1988)
 
 
 # Errors and signals
@@ -345,27 +343,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:
     """Linear decay times linear warm-up, multiplied as the original does; the first step (0) has rate 0."""
     return base * (1 - step / total) * min(1.0, step / max(1, warmup))
-
-
-def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-    """Images (N,) of int `positions` (N,) in the random permutation of range(size) that `key` picks, in constant memory.
-
-    A Feistel network permutes range(4^k), the smallest that holds `size`. An image of `size` or more is permuted again.
-    """
-    half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low_mask = np.uint64((1 << int(half_bits)) - 1)
-    round_keys = np.random.default_rng(key).integers(1 << 63, size=FEISTEL_ROUNDS, dtype=np.uint64)
-    images = positions.astype(np.uint64)
-    outside = np.ones(images.shape, dtype=bool)
-    while outside.any():
-        left, right = images[outside] >> half_bits, images[outside] & low_mask
-        for round_key in round_keys:
-            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)  # golden-ratio multiplicative hash
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & low_mask)
-        images[outside] = (left << half_bits) | right
-        outside = images >= size
-    return images.astype(np.int64)
 
 
 # Files
