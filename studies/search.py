@@ -185,7 +185,7 @@ def show_progress(bar: tqdm, study: optuna.Study, limit: int | None, running: in
 def job_environment(settings: Search, slot: int) -> dict[str, str]:
     """The environment of a trial: its share of the cores and, where there are several GPUs, one of them."""
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}  # for log.txt
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if visible:
         devices = visible.split(",")
@@ -346,7 +346,7 @@ class Job:
             self.study.tell(self.trial, state=TrialState.PRUNED)
         else:
             self.study.tell(self.trial, value)
-        delete_files(self.folder, self.space.keep)
+        tidy(self.folder, self.space.keep)
 
 
 def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> None:
@@ -406,10 +406,13 @@ def last_message(log: Path) -> str:
     return (errors or lines or ["no output"])[-1][:500]
 
 
-def delete_files(folder: Path, keep: str) -> None:
+def tidy(folder: Path, keep: str) -> None:
+    """Deletes what the space doesn't keep of a finished trial, and the states of progress bars in its log."""
     patterns = {"metrics": "**/*.pt", "networks": "checkpoint-*.pt"}
     for path in folder.glob(patterns[keep]) if keep in patterns else ():
         path.unlink()
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    write_text(folder / "log.txt", "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in log.split("\n")))
 
 
 # results.jsonl
