@@ -7,6 +7,7 @@ Any number of processes, on machines that share the folder, can work on one stud
 which its subprocess inherits: once both have ended, the lock is free, and any process of the study goes on with the trial.
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -30,13 +32,14 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from studies.compute import training_flops
-from studies.space import ROOT, Assignment, Range, Space, read_space, settings_class, to_flags
+from studies.space import ROOT, Assignment, Range, Space, planned_steps, read_space, settings_class, to_flags
 from studies.tracking import read_metrics
 from tasks.results import read_results
-from utils import (bounded, from_table, locked, read_settings, reports_input_errors, require, stop_signals,
+from utils import (InputError, bounded, from_table, locked, read_settings, reports_input_errors, require, stop_signals,
                    write_text)
 
 ATTEMPTS = 3  # of a trial whose process is killed or ends with an error that is not the user's
+DRAWS = 100  # of a sampler for one trial, until the settings fit together
 FAILURES_AT_FIRST = 3  # failed trials before any complete one that end the search
 POLL_S = 0.2
 REFRESH_S = 2.0  # between looks at what other processes have finished
@@ -106,7 +109,7 @@ def open_study(space: Space, output: Path, storage: str | None, retry_failed: bo
                 study.enqueue_trial({}, description(space, assignment))
         for trial in newest.values():
             if retry_failed and trial.state == TrialState.FAIL:
-                study.enqueue_trial(trial.params, trial.user_attrs | {"attempts": 0, "seconds": 0.0})
+                study.enqueue_trial(trial.params, trial.user_attrs | {"attempts": 0, "folder": folder_name(trial)})
         write_text(output / PLAN, json.dumps([assignment.key() for assignment in space.assignments()]))
         write_text(output / "space.json", json.dumps(asdict(space), indent=1))
     return study
@@ -127,7 +130,7 @@ def description(space: Space, assignment: Assignment) -> dict[str, Any]:
     """What Optuna keeps of a trial, so that any process can run it: who it is, all its settings, and the varied ones."""
     resolved = space.resolve(assignment.levels)
     return {"assignment": assignment.key(), "settings": space.trial_settings(assignment.levels),
-            "varied": space.varied_values(assignment.levels), "steps": getattr(resolved, "steps", None)}
+            "varied": space.varied_values(assignment.levels), "steps": planned_steps(resolved)}
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:
@@ -139,37 +142,45 @@ def count_states(study: optuna.Study) -> dict[str, int]:
 
 def run_trials(study: optuna.Study, space: Space, settings: Search, output: Path) -> list[signal.Signals]:
     """Runs trials until none is left, time is over or a signal comes, which it returns. Trials that run then are saved."""
-    deadline = time.monotonic() + 60 * settings.minutes if settings.minutes else float("inf")
-    jobs: dict[int, Job] = {}  # by the number of the slot, which chooses the GPU
-    refreshed, problem = -REFRESH_S, ""
+    deadline = time.monotonic() + 60 * settings.minutes if settings.minutes else math.inf
     known = len(read_lines(output / RESULTS))
+    jobs: dict[int, Job] = {}  # by the number of their slot, which chooses the GPU
+    refreshed, unfinished, problem = -math.inf, True, ""
     interval = REFRESH_S if sys.stderr.isatty() else LOGGED_S
-    with stop_signals() as received, tqdm(desc="Search", unit=" trials", mininterval=interval) as bar:
-        while True:
-            stopping = bool(received or problem) or time.monotonic() > deadline
+    with stop_signals() as received, stopped_jobs(jobs), tqdm(desc="Search", unit=" trials", mininterval=interval) as bar:
+        while unfinished or jobs:
             if time.monotonic() - refreshed > REFRESH_S:
-                problem = problem_of(read_lines(output / RESULTS)[known:])
                 refreshed = time.monotonic()
+                problem = problem_of(read_lines(output / RESULTS)[known:])
                 unfinished = show_progress(bar, study, settings.trials, len(jobs))
-            for slot in range(settings.jobs):
-                if stopping or slot in jobs:
-                    continue
+            if received or problem or time.monotonic() > deadline:
+                break
+            for slot in set(range(settings.jobs)) - jobs.keys():
                 job = claim(study, space, output, settings.trials)
                 if job:
                     job.start(job_environment(settings, slot))
                     jobs[slot] = job
                     unfinished = True
-            if not jobs and (stopping or not unfinished):
-                break
             time.sleep(POLL_S)
-            for slot, job in list(jobs.items()):
-                if stopping:
-                    job.stop()
-                if job.has_ended():
-                    del jobs[slot]
-                    refreshed = -REFRESH_S
+            for slot in [slot for slot, job in jobs.items() if job.has_ended()]:
+                del jobs[slot]
+                refreshed = -math.inf
     require(not problem, problem)
     return received
+
+
+@contextlib.contextmanager
+def stopped_jobs(jobs: "dict[int, Job]") -> Iterator[None]:
+    """Lets the jobs that still run at the end of the block, or at an error in it, save what they have done."""
+    try:
+        yield
+    finally:
+        for job in jobs.values():
+            job.stop()
+        while jobs:
+            time.sleep(POLL_S)
+            for slot in [slot for slot, job in jobs.items() if job.has_ended()]:
+                del jobs[slot]
 
 
 def show_progress(bar: tqdm, study: optuna.Study, limit: int | None, running: int) -> bool:
@@ -204,8 +215,12 @@ def claim(study: optuna.Study, space: Space, output: Path, limit: int | None) ->
 
 
 def claim_next(study: optuna.Study, space: Space, output: Path, limit: int | None) -> "Job | None":
-    """The first trial that no process has begun, or that the sampler draws."""
-    while True:
+    """The first trial that no process has begun, or one that the sampler draws.
+
+    Raises InputError if many draws in a row can't work, such as heads that don't divide a width.
+    """
+    problems: list[str] = []
+    while len(problems) < DRAWS:
         trials = study.get_trials(deepcopy=False)
         begun = sum(trial.state != TrialState.WAITING for trial in trials)
         if begun >= (limit or math.inf) or (space.is_design() and begun == len(trials)):
@@ -213,10 +228,16 @@ def claim_next(study: optuna.Study, space: Space, output: Path, limit: int | Non
         # With one seed for all processes each would draw the same trials; with the number of trials none does.
         study.sampler = new_sampler(space, len(trials))
         trial = study.ask()
-        if not space.is_design() or trial.user_attrs["assignment"] in json.loads((output / PLAN).read_text()):
+        if space.is_design() and trial.user_attrs["assignment"] not in json.loads((output / PLAN).read_text()):
+            trial.set_user_attr("dropped", True)
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        try:
             return Job(study, trial, hold(output / "locks" / str(trial.number)), space, output)
-        trial.set_user_attr("dropped", True)
-        study.tell(trial, state=TrialState.FAIL)
+        except InputError as error:
+            problems.append(str(error))
+            study.tell(trial, state=TrialState.FAIL)
+    raise InputError(f"{DRAWS} draws in a row can't work, the last one because of {problems[-1]}: narrow the space")
 
 
 def hold(path: Path) -> IO | None:
@@ -241,7 +262,7 @@ def new_sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """The level of each factor that the sampler draws."""
     levels = {}
-    for name, factor in space.factors().items():
+    for name, factor in space.factors.items():
         if not isinstance(factor, Range):
             levels[name] = trial.suggest_categorical(name, [level.label for level in factor])
         elif factor.is_integer():
@@ -262,7 +283,7 @@ class Job:
             describe_sampled(study, trial, space)
         levels, self.seed = json.loads(trial.user_attrs["assignment"])
         self.levels = levels
-        self.folder = output / "trials" / f"{trial.number:04}-{Assignment(levels, self.seed).name()}"
+        self.folder = output / "trials" / folder_name(trial)
         self.commands = trial_commands(space, trial.user_attrs["settings"], self.seed, self.folder)
         self.stopping = self.pruned = False
         self.reported: set[int] = set()
@@ -346,7 +367,14 @@ class Job:
             self.study.tell(self.trial, state=TrialState.PRUNED)
         else:
             self.study.tell(self.trial, value)
-        tidy(self.folder, self.space.keep)
+        if state != "failed":  # --retry-failed goes on from its checkpoint
+            tidy(self.folder, self.space.keep)
+
+
+def folder_name(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
+    """Of a trial: its number and settings, or the folder of the failed trial that it goes on with."""
+    own = f"{trial.number:04}-{Assignment(*json.loads(trial.user_attrs['assignment'])).name()}"
+    return trial.user_attrs.get("folder", own)
 
 
 def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import itertools
 import json
@@ -92,8 +93,8 @@ class Space:
     """Settings of every trial."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Factor -> list of values, list of tables of settings that change together, or table of a range."""
-    pairs: tuple[list[str], ...] = ()
-    """Of one-factor: pairs of factors whose combinations are tried too."""
+    pairs: tuple[dict[str, Any], ...] = ()
+    """Of one-factor: tables of two factors and their values, of which all combinations are tried too."""
     finetuning: tuple[dict[str, Any], ...] = ()
     """Settings of Finetuning.py for each task on which a pretrained network is fine-tuned, whose dev scores are scores of
     the trial."""
@@ -102,6 +103,7 @@ class Space:
         """Whether all trials are known from the start."""
         return self.sampler in ("one-factor", "grid")
 
+    @functools.cached_property
     def factors(self) -> dict[str, list[Level] | Range]:
         """What varies; a factor that is a setting is named as in flags, with a dot."""
         return {name: read_factor(name, value, self.name) for name, value in dotted(self.settings, stop="low").items()}
@@ -113,38 +115,46 @@ class Space:
         """
         if not self.is_design():
             return []
-        factors = self.factors()
         if self.sampler == "grid":
-            names = list(factors)
-            combinations = [dict(zip(names, labels, strict=True)) for labels in
-                            itertools.product(*([level.label for level in levels] for levels in factors.values()))]
+            all_labels = [[level.label for level in levels] for levels in self.factors.values()]
+            combinations = [dict(zip(self.factors, labels, strict=True)) for labels in itertools.product(*all_labels)]
         else:
-            combinations = self.one_factor_combinations(factors)
+            combinations = self.one_factor_combinations()
         repeats = [self.base_repeats or self.repeats if not levels else self.repeats for levels in combinations]
         return [Assignment(levels, self.first_seed + number) for number in range(max(repeats, default=0))
                 for levels, count in zip(combinations, repeats, strict=True) if number < count]
 
-    def one_factor_combinations(self, factors: dict[str, list[Level]]) -> list[dict[str, Any]]:
-        """The base, each other level of each factor, and the combinations of `pairs`."""
+    @functools.cached_property
+    def base_labels(self) -> dict[str, Any]:
+        """The label of each factor, if it has one, that stands for what the base is anyway."""
         base = self.resolve({})
-        changes = {name: [level.label for level in levels if self.resolve({name: level.label}) != base]
-                   for name, levels in factors.items()}
-        combinations = [{}] + [{name: label} for name, labels in changes.items() for label in labels]
-        for first, second in self.pairs:
-            combinations += [{first: a, second: b} for a, b in itertools.product(changes[first], changes[second])]
+        return {name: level.label for name, levels in self.factors.items() for level in levels
+                if self.resolve({name: level.label}) == base}
+
+    def one_factor_combinations(self) -> list[dict[str, Any]]:
+        """The base, each other level of each factor, and the combinations of `pairs`."""
+        combinations = [{}]
+        for name, levels in self.factors.items():
+            combinations += [{name: level.label} for level in levels if level.label != self.base_labels.get(name)]
+        for pair in map(dotted, self.pairs):
+            for labels in itertools.product(*pair.values()):
+                levels = dict(zip(pair, labels, strict=True))
+                # With a value of the base it is a change of one factor, which is there already.
+                if all(label != self.base_labels.get(name) for name, label in levels.items()) and levels not in combinations:
+                    combinations.append(levels)
         return combinations
 
     def trial_settings(self, levels: dict[str, Any]) -> dict[str, Any]:
         """The settings of a trial by their names with a dot, without its seed and its folder."""
         values = dotted(self.fixed)
-        factors = self.factors()
+        factors = self.factors
         for name, label in levels.items():
             values |= level_settings(factors[name], name, label)
         if self.tokens and not values.keys() & {"steps", "flops"}:
             resolved = resolve(self.script, values, self.name)
             values["steps"] = max(1, round(self.tokens / (resolved.batch_size * resolved.max_length)))
         if self.prune_at:
-            steps = resolve(self.script, values, self.name).steps
+            steps = planned_steps(resolve(self.script, values, self.name))
             values["eval_every"] = max(1, round(min(self.prune_at) * steps))
         return values
 
@@ -153,12 +163,14 @@ class Space:
         return resolve(self.script, self.trial_settings(levels), self.name)
 
     def varied_values(self, levels: dict[str, Any]) -> dict[str, Any]:
-        """The values in a trial of all settings that some trial changes."""
-        values = flat(self.resolve(levels))
-        names = [name for factor_name, factor in self.factors().items()
-                 for name in ([factor_name] if isinstance(factor, Range) else
-                              dict.fromkeys(name for level in factor for name in level.settings))]
-        return {name: values[name] for name in dict.fromkeys(names)}
+        """The values in a trial of all settings that some trial changes, and the labels of factors that are no setting."""
+        resolved = flat(self.resolve(levels))
+        values = {}
+        for name, factor in self.factors.items():
+            changed = [name] if isinstance(factor, Range) else [key for level in factor for key in level.settings]
+            values |= {key: resolved[key] for key in changed}
+        labels = (self.base_labels if self.sampler == "one-factor" else {}) | levels
+        return values | {name: label for name, label in labels.items() if values.get(name) is None}
 
 
 def read_space(path: Path, overrides: tuple[str, ...] = (), script: str | None = None) -> Space:
@@ -201,7 +213,7 @@ def check_space(space: Space, source: str) -> None:
             f"{source}: tokens, prune_at and finetuning need script = \"Pretraining.py\"")
     known = flat(settings_class(space.script)()) if is_pretraining else fields_of(space.script)
     check_names(dotted(space.fixed), known, f"{source} [fixed]")
-    factors = space.factors()
+    factors = space.factors
     for name, factor in factors.items():
         if isinstance(factor, Range):
             require(space.sampler in ("random", "tpe"), f"{source}: {name} is a range, which the samplers random and tpe "
@@ -214,9 +226,8 @@ def check_space(space: Space, source: str) -> None:
                 check_names(level.settings, known, f"{source} [settings]")
         for label in bounds:
             check_trial(space, {name: label}, source)
-    for pair in space.pairs:
-        require(len(pair) == 2 and set(pair) <= factors.keys(),
-                f"{source}: pairs has {pair}: expected two of {', '.join(factors)}")
+    for pair in map(dotted, space.pairs):
+        check_pair(pair, factors, f"{source}, pairs")
         require(space.sampler == "one-factor", f"{source}: pairs needs sampler = \"one-factor\"")
     for task in space.finetuning:
         check_names(task, fields_of("Finetuning.py"), f"{source} [[finetuning]]", {"output", "weights", "seed"})
@@ -225,11 +236,22 @@ def check_space(space: Space, source: str) -> None:
         check_trial(space, assignment.levels, source)
 
 
+def check_pair(pair: dict[str, Any], factors: dict[str, list[Level] | Range], source: str) -> None:
+    """InputError unless it has lists of values of two factors."""
+    require(len(pair) == 2 and pair.keys() <= factors.keys(),
+            f"{source}: {', '.join(pair)}: expected two of {', '.join(factors)}")
+    for name, labels in pair.items():
+        known = [level.label for level in factors[name]]
+        require(isinstance(labels, list) and all(label in known for label in labels),
+                f"{source}: {name} = {labels}: expected a list of values that it has in [settings], {known}")
+
+
 def check_trial(space: Space, levels: dict[str, Any], source: str) -> None:
     """InputError that names the trial unless its settings are within their bounds and fit together."""
     try:
-        module = importlib.import_module(Path(space.script).stem)
-        module.check(space.resolve(levels))
+        settings = space.resolve(levels)
+        if space.script == "Pretraining.py":
+            importlib.import_module("Pretraining").check(settings)
     except InputError as error:
         trial = ", ".join(f"{name} = {label}" for name, label in levels.items()) or "the base"
         raise InputError(f"{source}, {trial}: {error}") from None
@@ -275,6 +297,14 @@ def resolve(script: str, values: dict[str, Any], source: str) -> Any:
     settings = from_table(script_class, table, source)
     check_bounds(settings)
     return settings
+
+
+def planned_steps(settings: Any) -> int | None:
+    """The number of steps of a pretraining run; None for other scripts."""
+    if getattr(settings, "flops", 0):
+        step_flops = importlib.import_module("Pretraining").step_flops(settings, settings.model)
+        return max(1, round(settings.flops / step_flops))
+    return getattr(settings, "steps", None)
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:
