@@ -47,7 +47,8 @@ class Report:
     output: str | None = None
     """Folder for report.md and the plots. None: that of the search; of a file NAME.jsonl, the folder NAME beside it."""
     metrics: tuple[str, ...] = ()
-    """Scores to show; the first decides what is best. None: those that the space names."""
+    """Scores to show; the first decides what is best, if it isn't the study's own: a loss the lowest, others the highest.
+    Without any: those that the space names."""
 
 
 @reports_input_errors
@@ -107,9 +108,12 @@ class Study:
     def __init__(self, lines: list[dict[str, Any]], metrics: tuple[str, ...] = ()):
         self.lines = lines
         self.complete = [line for line in lines if line["state"] == "complete"]
-        self.name, self.direction = lines[-1]["study"], lines[-1]["direction"]
+        self.name = lines[-1]["study"]
         names = list(dict.fromkeys(name for line in self.complete for name in line["scores"]))
         self.metrics = list(metrics or lines[-1]["metrics"])
+        self.direction = lines[-1]["direction"]
+        if self.metric != lines[-1]["metrics"][0]:
+            self.direction = "minimize" if self.metric.endswith("loss") else "maximize"
         for metric in self.metrics:
             require(metric in names, f"no trial has the score {metric}: the scores are {', '.join(names)}")
         self.combinations = self.grouped()

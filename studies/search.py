@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from studies.compute import training_flops
-from studies.space import ROOT, Assignment, Range, Space, planned_steps, read_space, settings_class, to_flags
+from studies.space import ROOT, Assignment, Range, Space, check_trial, planned_steps, read_space, settings_class, to_flags
 from studies.tracking import read_metrics
 from tasks.results import read_results
 from utils import (InputError, bounded, from_table, locked, read_settings, reports_input_errors, require, stop_signals,
@@ -357,7 +357,7 @@ class Job:
         cost = {} if state == "failed" else pretraining_cost(self.space, self.folder)
         line = {"trial": self.trial.number, "study": self.space.name, "state": state, "levels": self.levels,
                 "seed": self.seed, "settings": attributes["varied"], "scores": scores, **cost,
-                "seconds": round(attributes["seconds"], 1), "metrics": [self.space.metric, *self.space.report],
+                "seconds": round(attributes["seconds"], 2), "metrics": [self.space.metric, *self.space.report],
                 "direction": self.space.direction}
         add_line(self.output / RESULTS, line | ({"error": error} if error else {}))
         value = scores.get(self.space.metric)
@@ -378,8 +378,9 @@ def folder_name(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
 
 
 def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> None:
-    """Draws the settings of a trial and adds its repeats with other seeds; what can't work together ends the trial."""
+    """Draws the settings of a trial and adds its repeats with other seeds. InputError if they don't fit together."""
     levels = suggest(trial, space)
+    check_trial(space, levels, f"{space.name}.toml")
     attributes = [description(space, Assignment(levels, space.first_seed + number)) for number in range(space.repeats)]
     for repeat in attributes[1:]:
         study.enqueue_trial(levels, repeat)

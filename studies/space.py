@@ -106,7 +106,8 @@ class Space:
     @functools.cached_property
     def factors(self) -> dict[str, list[Level] | Range]:
         """What varies; a factor that is a setting is named as in flags, with a dot."""
-        return {name: read_factor(name, value, self.name) for name, value in dotted(self.settings, stop="low").items()}
+        values = dotted(self.settings, stop="low")
+        return {name: read_factor(name, value, f"{self.name}.toml") for name, value in values.items()}
 
     def assignments(self) -> list[Assignment]:
         """All trials of a design, in the order in which they run: everything with the first seed, then with the next.
@@ -151,16 +152,16 @@ class Space:
         for name, label in levels.items():
             values |= level_settings(factors[name], name, label)
         if self.tokens and not values.keys() & {"steps", "flops"}:
-            resolved = resolve(self.script, values, self.name)
+            resolved = resolve(self.script, values, f"{self.name}.toml")
             values["steps"] = max(1, round(self.tokens / (resolved.batch_size * resolved.max_length)))
         if self.prune_at:
-            steps = planned_steps(resolve(self.script, values, self.name))
+            steps = planned_steps(resolve(self.script, values, f"{self.name}.toml"))
             values["eval_every"] = max(1, round(min(self.prune_at) * steps))
         return values
 
     def resolve(self, levels: dict[str, Any]) -> Any:
         """The script's settings object of a trial."""
-        return resolve(self.script, self.trial_settings(levels), self.name)
+        return resolve(self.script, self.trial_settings(levels), f"{self.name}.toml")
 
     def varied_values(self, levels: dict[str, Any]) -> dict[str, Any]:
         """The values in a trial of all settings that some trial changes, and the labels of factors that are no setting."""

@@ -1,6 +1,7 @@
 """studies/search.py and studies/space.py: designs, samplers, trials that are stopped, killed, pruned or fail; bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -49,8 +50,8 @@ with open(folder / "metrics.jsonl", "a") as file:
         loss = 100 * abs(rate - 0.01) + int(flags["--seed"]) + (steps - step)
         file.write(json.dumps({"step": step, "heldout": True, "mlm_loss": loss, "disc_auc": 0.75}) + "\\n")
         file.flush()
-        if step and every < steps:
-            time.sleep(0.5)
+        if 0 < step < steps:
+            time.sleep(0.4)
 '''
 FINETUNING = '''
 import json, sys
@@ -289,7 +290,8 @@ def test_a_metric_that_no_trial_has_is_named(tmp_path, search, capsys):
     assert len(results(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("keep, left", [("metrics", set()), ("networks", {"disc.pt"}), ("all", {"disc.pt", "checkpoint-1.pt"})])
+@pytest.mark.parametrize("keep, left", [("metrics", set()), ("networks", {"disc.pt"}),
+                                        ("all", {"disc.pt", "checkpoint-1.pt"})])
 def test_what_is_kept_of_a_trial(tmp_path, search, keep, left):
     assert search(f'keep = "{keep}"\n' + SPACE, "--trials", 1) == 0
     folder = next((tmp_path / "study" / "trials").iterdir())
@@ -341,10 +343,10 @@ batch_size = 1
 learning_rate = {{ low = 1e-4, high = 1.0, log = true }}
 """
         assert search(text, "--trials", 24, "--jobs", 2) == 0
-        late = [line for line in results(tmp_path) if line["trial"] >= 12]
-        distances[sampler] = sum(min(line["scores"]["mlm_loss"], 5.0) for line in late) / len(late)  # optimum at 0.01
+        late = [line["levels"]["learning_rate"] for line in results(tmp_path) if line["trial"] >= 12]
+        distances[sampler] = sum(abs(math.log10(rate / 0.01)) for rate in late) / len(late)
         (tmp_path / "study").rename(tmp_path / sampler)
-    assert distances["tpe"] < 0.5 * distances["random"]
+    assert distances["tpe"] < 0.6 * distances["random"]
 
 
 def test_bad_trials_are_pruned(tmp_path, search):
@@ -359,10 +361,12 @@ def test_bad_trials_are_pruned(tmp_path, search):
 
 
 def test_draws_that_cannot_work_are_drawn_again(tmp_path, search, capsys):
-    text = 'sampler = "random"\nrepeats = 1\n' + SPACE + "model.heads = [4, 2]\nmodel.hidden_size = [128, 64]\n"
-    check = studies.space.importlib.import_module("Pretraining").check
-    assert search(text, "--trials", 3) == 0 and check
-    assert len(results(tmp_path)) == 3
+    text = ('sampler = "random"\nrepeats = 1\n' + SPACE.replace("[settings]", "model.generator_size = 1.0\n[settings]") +
+            "model.heads = [4, 8]\nmodel.hidden_size = [128, 36]\n")
+    assert search(text, "--trials", 8) == 0
+    sizes = [(line["levels"]["model.hidden_size"], line["levels"]["model.heads"]) for line in results(tmp_path)]
+    assert {(128, 4), (128, 8), (36, 4)} >= set(sizes)  # 36 is no multiple of 8
+    assert 0 < len(sizes) < 8
 
 
 def test_each_job_has_its_share_of_cores_and_gpus(monkeypatch):
