@@ -148,9 +148,10 @@ class Space:
     def trial_settings(self, levels: dict[str, Any]) -> dict[str, Any]:
         """The settings of a trial by their names with a dot, without its seed and its folder."""
         values = dotted(self.fixed)
-        factors = self.factors
         for name, label in levels.items():
-            values |= level_settings(factors[name], name, label)
+            values |= level_settings(self.factors[name], name, label)
+        if "config" in values:
+            values["config"] = str(config_file(values["config"]))
         if self.tokens and not values.keys() & {"steps", "flops"}:
             resolved = resolve(self.script, values, f"{self.name}.toml")
             values["steps"] = max(1, round(self.tokens / (resolved.batch_size * resolved.max_length)))
@@ -284,7 +285,7 @@ def resolve(script: str, values: dict[str, Any], source: str) -> Any:
     script_class = settings_class(script)
     table = {}
     if script == "Pretraining.py":
-        path = Path(values.get("config", ROOT / "configs" / "quickstart.toml"))
+        path = config_file(values.get("config", "configs/quickstart.toml"))
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -298,6 +299,11 @@ def resolve(script: str, values: dict[str, Any], source: str) -> Any:
     settings = from_table(script_class, table, source)
     check_bounds(settings)
     return settings
+
+
+def config_file(name: str) -> Path:
+    """The file that `config` names: in the working folder or, as configs/quickstart.toml, beside the scripts."""
+    return Path(name) if Path(name).exists() else ROOT / name
 
 
 def planned_steps(settings: Any) -> int | None:

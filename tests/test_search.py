@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,6 +198,14 @@ def test_shipped_spaces_can_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     space = read_space(path)
     assert len(space.assignments()) > 1 or space.sampler in ("random", "tpe")
+
+
+def test_the_readmes_space_is_one(tmp_path):
+    text = re.search(r"```toml\n(.*?)```", (ROOT / "studies" / "README.md").read_text(), re.DOTALL)[1]
+    space = space_of(tmp_path, text)
+    assert len(space.assignments()) == 5 + 2 * (2 + 1 + 2)
+    uncommented = text.replace("# weight", "weight").replace('"one-factor"', '"random"').split("[[pairs]]")[0]
+    assert space_of(tmp_path, uncommented).factors["weight_decay"].low == 1e-3
 
 
 @pytest.mark.parametrize("text, message", [
