@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Vocabulary, content_key
-from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
+from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network
 from tasks.encoding import encode_texts, length_batches, training_examples
 from tasks.glue import TASKS, Row, Task, TaskData, read_all_tasks, read_task, read_user_rows, task_key
 from tasks.results import (RunResult, glue_table, median_score, read_results, require_same_settings, scores_text,
@@ -268,6 +268,7 @@ def new_classifier(experiment: Experiment, config: ModelConfig, task: Task, seed
     if not experiment.settings.from_scratch:
         classifier.encoder.load_state_dict(experiment.saved.network.encoder.state_dict())
     if experiment.device.type == "cpu" and experiment.precision.dtype == torch.bfloat16:
+        from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels  # nowhere else are they faster
         use_bf16_cpu_kernels(classifier)
     return classifier.to(experiment.device)
 
@@ -293,7 +294,7 @@ def new_optimizer(settings: Finetuning, classifier: Classifier) -> torch.optim.O
     groups = layerwise_groups(classifier, settings.learning_rate, decay, settings.layer_decay_exact)
     if settings.protocol == "robust":
         return torch.optim.AdamW(groups, eps=ADAM_EPS, weight_decay=0.0, fused=True)
-    return Adam(groups, settings.learning_rate, ADAM_EPS)
+    return Adam(groups, settings.learning_rate)
 
 
 def train(experiment: Experiment, data: TaskData, classifier: Classifier, epochs: int, seed: int,
