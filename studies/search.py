@@ -19,7 +19,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -31,12 +31,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from studies.compute import training_flops
-from studies.space import ROOT, Assignment, Range, Space, check_trial, planned_steps, read_space, settings_class, to_flags
+from studies.space import ROOT, Assignment, Range, Space, check_trial, planned_steps, read_space, to_flags
 from studies.tracking import read_metrics
 from tasks.results import read_results
 from utils import (InputError, bounded, from_table, locked, read_settings, reports_input_errors, require, stop_signals,
-                   write_text)
+                   to_toml, write_text)
 
 ATTEMPTS = 3  # of a trial whose process is killed or ends with an error that is not the user's
 DRAWS = 100  # of a sampler for one trial, until the settings fit together
@@ -96,7 +95,7 @@ def open_study(space: Space, output: Path, storage: str | None, retry_failed: bo
     """The study in the folder, with the trials of the space's design that it didn't have. InputError if it is another's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with locked(output / ".lock"):
-        check_same_space(space, output / "space.json")
+        check_same_space(space, output / "space.toml")
         journal = str(output / "journal.log")
         study = optuna.create_study(
             storage=storage or JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal))),
@@ -111,7 +110,7 @@ def open_study(space: Space, output: Path, storage: str | None, retry_failed: bo
             if retry_failed and trial.state == TrialState.FAIL:
                 study.enqueue_trial(trial.params, trial.user_attrs | {"attempts": 0, "folder": folder_name(trial)})
         write_text(output / PLAN, json.dumps([assignment.key() for assignment in space.assignments()]))
-        write_text(output / "space.json", json.dumps(asdict(space), indent=1))
+        write_text(output / "space.toml", to_toml(space))
     return study
 
 
@@ -119,11 +118,11 @@ def check_same_space(space: Space, path: Path) -> None:
     """InputError if the folder holds the study of another space; a design may have gained or lost trials."""
     if not path.exists():
         return
-    saved, current = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(asdict(space)))
+    saved, current = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(to_toml(space))
     free = EXTENSIBLE if space.is_design() else EXTENSIBLE - {"settings"}
-    for name, value in current.items():
-        require(name in free or saved.get(name) == value, f"{path.parent} holds a study with {name} = {saved.get(name)}, "
-                f"this space has {value}: choose another --output")
+    for name in (saved.keys() | current.keys()) - free:
+        require(saved.get(name) == current.get(name), f"{path.parent} holds a study with {name} = {saved.get(name)}, "
+                f"this space has {current.get(name)}: choose another --output")
 
 
 def description(space: Space, assignment: Assignment) -> dict[str, Any]:
@@ -417,15 +416,15 @@ def read_scores(space: Space, folder: Path) -> dict[str, float]:
 
 
 def pretraining_cost(space: Space, folder: Path) -> dict[str, float]:
-    """Steps, tokens and FLOPs of a pretraining run, by the settings and the last evaluation in its folder."""
+    """Steps, tokens (padding counted) and FLOPs of the pretraining run in the folder, up to its last evaluation."""
     if space.script != "Pretraining.py":
         return {}
-    settings_class_ = settings_class(space.script)
-    config = from_table(settings_class_, tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")), str(folder))
+    import Pretraining  # imported where it is used: a search over fine-tuning does without
+    table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    settings = from_table(Pretraining.Pretraining, table, str(folder))
     steps = heldout_records(folder)[-1]["step"]
-    examples, length = steps * config.batch_size, config.max_length
-    flops = training_flops(config.model, length, round(config.mask_prob * length))
-    return {"steps": steps, "tokens": examples * length, "flops": examples * flops}
+    return {"steps": steps, "tokens": steps * settings.batch_size * settings.max_length,
+            "flops": steps * Pretraining.step_flops(settings, settings.model)}
 
 
 def last_message(log: Path) -> str:

@@ -153,16 +153,16 @@ class Space:
         if "config" in values:
             values["config"] = str(config_file(values["config"]))
         if self.tokens and not values.keys() & {"steps", "flops"}:
-            resolved = resolve(self.script, values, f"{self.name}.toml")
+            resolved = resolve(self.script, values)
             values["steps"] = max(1, round(self.tokens / (resolved.batch_size * resolved.max_length)))
         if self.prune_at:
-            steps = planned_steps(resolve(self.script, values, f"{self.name}.toml"))
+            steps = planned_steps(resolve(self.script, values))
             values["eval_every"] = max(1, round(min(self.prune_at) * steps))
         return values
 
     def resolve(self, levels: dict[str, Any]) -> Any:
         """The script's settings object of a trial."""
-        return resolve(self.script, self.trial_settings(levels), f"{self.name}.toml")
+        return resolve(self.script, self.trial_settings(levels))
 
     def varied_values(self, levels: dict[str, Any]) -> dict[str, Any]:
         """The values in a trial of all settings that some trial changes, and the labels of factors that are no setting."""
@@ -233,7 +233,8 @@ def check_space(space: Space, source: str) -> None:
         require(space.sampler == "one-factor", f"{source}: pairs needs sampler = \"one-factor\"")
     for task in space.finetuning:
         check_names(task, fields_of("Finetuning.py"), f"{source} [[finetuning]]", {"output", "weights", "seed"})
-        resolve("Finetuning.py", task, f"{source} [[finetuning]]")
+        with naming(f"{source} [[finetuning]]"):
+            resolve("Finetuning.py", task)
     for assignment in space.assignments():
         check_trial(space, assignment.levels, source)
 
@@ -250,13 +251,20 @@ def check_pair(pair: dict[str, Any], factors: dict[str, list[Level] | Range], so
 
 def check_trial(space: Space, levels: dict[str, Any], source: str) -> None:
     """InputError that names the trial unless its settings are within their bounds and fit together."""
-    try:
+    trial = ", ".join(f"{name} = {label}" for name, label in levels.items()) or "the base"
+    with naming(f"{source}, {trial}"):
         settings = space.resolve(levels)
         if space.script == "Pretraining.py":
             importlib.import_module("Pretraining").check(settings)
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Puts where the settings are from before the message of an InputError."""
+    try:
+        yield
     except InputError as error:
-        trial = ", ".join(f"{name} = {label}" for name, label in levels.items()) or "the base"
-        raise InputError(f"{source}, {trial}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
 
 
 def check_names(values: dict[str, Any], known: dict[str, Any], source: str, refused: set[str] = SET_BY_SEARCH) -> None:
@@ -280,7 +288,7 @@ def fields_of(script: str) -> dict[str, Any]:
     return {field.name: field for field in dataclasses.fields(settings_class(script))}
 
 
-def resolve(script: str, values: dict[str, Any], source: str) -> Any:
+def resolve(script: str, values: dict[str, Any]) -> Any:
     """The script's settings object from its defaults or the TOML file `config`, then `values` by their names with a dot."""
     script_class = settings_class(script)
     table = {}
@@ -289,21 +297,21 @@ def resolve(script: str, values: dict[str, Any], source: str) -> Any:
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{source}: config = {str(path)!r} can't be read as TOML: {error}") from None
+            raise InputError(f"config = {str(path)!r} can't be read as TOML: {error}") from None
     hints = typing.get_type_hints(script_class)
     for name, value in values.items():
         section, _, key = name.rpartition(".")
         as_list = typing.get_origin(hints.get(name)) is tuple and isinstance(value, str)
         (table.setdefault(section, {}) if section else table)[key] = [value] if as_list else value
-    require("task" in values or script == "Pretraining.py", f"{source}: task is missing")
-    settings = from_table(script_class, table, source)
+    require("task" in values or script == "Pretraining.py", "task is missing")
+    settings = from_table(script_class, table, "settings")
     check_bounds(settings)
     return settings
 
 
 def config_file(name: str) -> Path:
     """The file that `config` names: in the working folder or, as configs/quickstart.toml, beside the scripts."""
-    return Path(name) if Path(name).exists() else ROOT / name
+    return ROOT / name if (ROOT / name).exists() and not Path(name).exists() else Path(name)
 
 
 def planned_steps(settings: Any) -> int | None:

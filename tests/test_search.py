@@ -14,8 +14,9 @@ import pytest
 
 import studies.search
 from Pretraining import QUICKSTART, Pretraining
+from studies.compute import training_flops
 from studies.search import main
-from studies.space import read_space, resolve, to_flags
+from studies.space import planned_steps, read_space, resolve, to_flags
 from utils import InputError, flat, read_settings
 
 ROOT = Path(__file__).parent.parent
@@ -179,18 +180,21 @@ def test_grid_is_all_combinations(tmp_path):
 
 def test_equal_tokens_set_the_steps(tmp_path):
     space = space_of(tmp_path, "tokens = 8_000\n" + SPACE.replace("steps = 10", "max_length = 20") +
-                     'length = [{ name = "long", max_length = 40 }, { name = "few", steps = 3 }]')
+                     'length = [{ name = "long", max_length = 40 }, { name = "few", steps = 3 }, '
+                     '{ name = "cheap", flops = 1e12 }]')
     assert space.resolve({}).steps == 8000 / (4 * 20)
     assert space.resolve({"batch_size": 8}).steps == 8000 / (8 * 20)
     assert space.resolve({"length": "long"}).steps == 8000 / (4 * 40)
     assert space.resolve({"length": "few"}).steps == 3
+    cheap = space.resolve({"length": "cheap"})
+    assert planned_steps(cheap) == round(1e12 / (4 * training_flops(cheap.model, 20, 3)))
 
 
 def test_flags_give_the_settings_that_were_checked():
     values = {"corpus": ["a b.txt", "c.txt"], "compile": True, "resume": False, "learning_rate": 2e-3, "steps": 7,
               "model.hidden_size": 64, "examples": "line"}
     assert flat(read_settings(Pretraining, to_flags(values), QUICKSTART)) | {"config": ""} == flat(
-        resolve("Pretraining.py", values, "test")) | {"config": "", "corpus": ("a b.txt", "c.txt")}
+        resolve("Pretraining.py", values)) | {"config": "", "corpus": ("a b.txt", "c.txt")}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies" / "spaces").glob("*.toml")), ids=lambda path: path.stem)
@@ -468,5 +472,5 @@ data_dir = "{glue}"
     assert line["scores"]["mlm_loss"] == metrics[-1]["mlm_loss"] and metrics[-1]["step"] == line["steps"] == 8
     assert -1 <= line["scores"]["stsb_spearman"] <= 1
     assert {path.name for path in folder.glob("*.pt")} == {"gen.pt", "disc.pt"}
-    assert line["flops"] == studies.search.training_flops(resolve("Pretraining.py", {
-        "config": str(folder / "config.toml")}, "").model, 24, 4) * 8 * 6
+    model = resolve("Pretraining.py", {"config": str(folder / "config.toml")}).model
+    assert line["flops"] == 8 * 6 * training_flops(model, 24, 4)  # steps of so many examples; 15% of 24 tokens are chosen
