@@ -29,13 +29,15 @@ import tyro
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
-from studies.space import ROOT, Assignment, Range, Space, check_trial, planned_steps, read_space, to_flags
+from studies.space import (ROOT, SET_BY_SEARCH, Assignment, Range, Space, check_trial, dotted, planned_steps, read_space,
+                           step_flops, to_flags)
 from studies.tracking import read_metrics
 from tasks.results import read_results
-from utils import (InputError, bounded, from_table, locked, read_settings, reports_input_errors, require, stop_signals,
-                   to_toml, write_text)
+from utils import (InputError, bounded, flat, from_table, locked, one_line, read_settings, reports_input_errors, require,
+                   stop_signals, to_toml, write_text)
 
 ATTEMPTS = 3  # of a trial whose process is killed or ends with an error that is not the user's
 DRAWS = 100  # of a sampler for one trial, until the settings fit together
@@ -95,11 +97,9 @@ def open_study(space: Space, output: Path, storage: str | None, retry_failed: bo
     """The study in the folder, with the trials of the space's design that it didn't have. InputError if it is another's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with locked(output / ".lock"):
-        check_same_space(space, output / "space.toml")
-        journal = str(output / "journal.log")
+        check_same_space(space, output)
         study = optuna.create_study(
-            storage=storage or JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal))),
-            study_name=space.name, direction=space.direction, load_if_exists=True,
+            storage=open_storage(output, storage), study_name=space.name, direction=space.direction, load_if_exists=True,
             pruner=optuna.pruners.MedianPruner() if space.prune_at else optuna.pruners.NopPruner())
         newest = {trial.user_attrs.get("assignment"): trial for trial in study.get_trials(deepcopy=False)
                   if "dropped" not in trial.user_attrs}
@@ -111,25 +111,48 @@ def open_study(space: Space, output: Path, storage: str | None, retry_failed: bo
                 study.enqueue_trial(trial.params, trial.user_attrs | {"attempts": 0, "folder": folder_name(trial)})
         write_text(output / PLAN, json.dumps([assignment.key() for assignment in space.assignments()]))
         write_text(output / "space.toml", to_toml(space))
+        write_text(output / "base.toml", to_toml(space.resolve({})))
     return study
 
 
-def check_same_space(space: Space, path: Path) -> None:
-    """InputError if the folder holds the study of another space; a design may have gained or lost trials."""
-    if not path.exists():
+def open_storage(output: Path, url: str | None) -> optuna.storages.BaseStorage:
+    """Optuna's storage in a file of the folder, or in a database; InputError if the database can't be used."""
+    journal = str(output / "journal.log")
+    try:
+        return (optuna.storages.RDBStorage(url) if url else
+                JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal))))
+    except (ImportError, SQLAlchemyError) as error:
+        raise InputError(f"--storage {url} can't be opened ({one_line(error)}): expected the URL of a database, such as "
+                         "sqlite:///study.db, and its driver installed") from None
+
+
+def check_same_space(space: Space, output: Path) -> None:
+    """InputError if the folder holds the study of another space or another base; a design may have gained or lost trials."""
+    if not (output / "space.toml").exists():
         return
-    saved, current = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(to_toml(space))
+    saved, current = tomllib.loads((output / "space.toml").read_text(encoding="utf-8")), tomllib.loads(to_toml(space))
     free = EXTENSIBLE if space.is_design() else EXTENSIBLE - {"settings"}
-    for name in (saved.keys() | current.keys()) - free:
-        require(saved.get(name) == current.get(name), f"{path.parent} holds a study with {name} = {saved.get(name)}, "
-                f"this space has {current.get(name)}: choose another --output")
+    compared = {name: (saved.get(name), current.get(name)) for name in sorted((saved.keys() | current.keys()) - free)}
+    for name, levels in from_table(Space, saved, str(output / "space.toml")).factors.items():
+        before, now = (dict(each) if isinstance(each, list) else {} for each in (levels, space.factors.get(name)))
+        compared |= {f"{name} {label!r}": (before[label], now[label]) for label in before.keys() & now.keys()}
+    # The configuration that the space names may have been edited.
+    base, base_now = (dotted(tomllib.loads(text)) for text in
+                      ((output / "base.toml").read_text(encoding="utf-8"), to_toml(space.resolve({}))))
+    compared |= {name: (base.get(name), base_now.get(name)) for name in sorted(base.keys() | base_now.keys())}
+    for name, (before, now) in compared.items():
+        require(before == now, f"{output} holds a study with {name} = {before}, now it is {now}: restore it or choose "
+                               "another --output")
 
 
 def description(space: Space, assignment: Assignment) -> dict[str, Any]:
     """What Optuna keeps of a trial, so that any process can run it: who it is, all its settings, and the varied ones."""
     resolved = space.resolve(assignment.levels)
-    return {"assignment": assignment.key(), "settings": space.trial_settings(assignment.levels),
-            "varied": space.varied_values(assignment.levels), "steps": planned_steps(resolved)}
+    # All of them, so that a later edit of the configuration doesn't reach the trials of this study.
+    settings = {name: value for name, value in flat(resolved).items()
+                if name not in SET_BY_SEARCH and value not in (None, ())}
+    return {"assignment": assignment.key(), "settings": settings, "varied": space.varied_values(assignment.levels),
+            "steps": planned_steps(resolved), "step_flops": step_flops(resolved)}
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:
@@ -147,25 +170,30 @@ def run_trials(study: optuna.Study, space: Space, settings: Search, output: Path
     refreshed, unfinished, problem = -math.inf, True, ""
     interval = REFRESH_S if sys.stderr.isatty() else LOGGED_S
     with stop_signals() as received, stopped_jobs(jobs), tqdm(desc="Search", unit=" trials", mininterval=interval) as bar:
-        while unfinished or jobs:
+        while unfinished or jobs:  # other processes' trials are waited for, too: they are taken over if these die
             if time.monotonic() - refreshed > REFRESH_S:
                 refreshed = time.monotonic()
                 problem = problem_of(read_lines(output / RESULTS)[known:])
                 unfinished = show_progress(bar, study, settings.trials, len(jobs))
+                if not (received or problem):
+                    start_jobs(jobs, study, space, settings, output)
             if received or problem or time.monotonic() > deadline:
                 break
-            for slot in set(range(settings.jobs)) - jobs.keys():
-                job = claim(study, space, output, settings.trials)
-                if job:
-                    job.start(job_environment(settings, slot))
-                    jobs[slot] = job
-                    unfinished = True
             time.sleep(POLL_S)
-            for slot in [slot for slot, job in jobs.items() if job.has_ended()]:
-                del jobs[slot]
+            if remove_ended(jobs):
                 refreshed = -math.inf
     require(not problem, problem)
     return received
+
+
+def start_jobs(jobs: "dict[int, Job]", study: optuna.Study, space: Space, settings: Search, output: Path) -> None:
+    """Fills the free slots with trials, as long as there are any."""
+    for slot in set(range(settings.jobs)) - jobs.keys():
+        job = claim(study, space, output, settings.trials)
+        if job is None:
+            return
+        job.start(job_environment(settings, slot))
+        jobs[slot] = job
 
 
 @contextlib.contextmanager
@@ -178,8 +206,17 @@ def stopped_jobs(jobs: "dict[int, Job]") -> Iterator[None]:
             job.stop()
         while jobs:
             time.sleep(POLL_S)
-            for slot in [slot for slot, job in jobs.items() if job.has_ended()]:
-                del jobs[slot]
+            remove_ended(jobs)
+
+
+def remove_ended(jobs: "dict[int, Job]") -> bool:
+    """Takes out the jobs that have ended; returns whether there were any."""
+    count = len(jobs)
+    for slot in list(jobs):
+        job = jobs.pop(slot)  # is not put back where its results can't be read
+        if not job.has_ended():
+            jobs[slot] = job
+    return len(jobs) < count
 
 
 def show_progress(bar: tqdm, study: optuna.Study, limit: int | None, running: int) -> bool:
@@ -194,7 +231,7 @@ def show_progress(bar: tqdm, study: optuna.Study, limit: int | None, running: in
 
 def job_environment(settings: Search, slot: int) -> dict[str, str]:
     """The environment of a trial: its share of the cores and, where there are several GPUs, one of them."""
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.jobs)
+    threads = settings.threads or max(1, torch.get_num_threads() // settings.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}  # for log.txt
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     if visible:
@@ -353,9 +390,8 @@ class Job:
         """Writes the trial's line of results.jsonl, tells Optuna, and deletes what the space doesn't keep."""
         scores = {} if state == "failed" else read_scores(self.space, self.folder)
         attributes = self.trial.user_attrs
-        cost = {} if state == "failed" else pretraining_cost(self.space, self.folder)
         line = {"trial": self.trial.number, "study": self.space.name, "state": state, "levels": self.levels,
-                "seed": self.seed, "settings": attributes["varied"], "scores": scores, **cost,
+                "seed": self.seed, "settings": attributes["varied"], "scores": scores, **self.cost(),
                 "seconds": round(attributes["seconds"], 2), "metrics": [self.space.metric, *self.space.report],
                 "direction": self.space.direction}
         add_line(self.output / RESULTS, line | ({"error": error} if error else {}))
@@ -368,6 +404,16 @@ class Job:
             self.study.tell(self.trial, value)
         if state != "failed":  # --retry-failed goes on from its checkpoint
             tidy(self.folder, self.space.keep)
+
+
+    def cost(self) -> dict[str, float]:
+        """Steps, tokens (padding counted) and FLOPs of the pretraining up to its last evaluation."""
+        records, settings = heldout_records(self.folder), self.trial.user_attrs["settings"]
+        if not records:
+            return {}
+        steps = records[-1]["step"]
+        return {"steps": steps, "tokens": steps * settings["batch_size"] * settings["max_length"],
+                "flops": steps * self.trial.user_attrs["step_flops"]}
 
 
 def folder_name(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
@@ -390,7 +436,7 @@ def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> 
 def trial_commands(space: Space, settings: dict[str, Any], seed: int, folder: Path) -> list[list[str]]:
     """The command lines of a trial: the script, then the fine-tuning of the network that it pretrained."""
     own = {"output": str(folder), "seed": seed}
-    commands = [[sys.executable, str(ROOT / space.script), *to_flags(settings | own)]]
+    commands = [[sys.executable, str(ROOT / space.script), *to_flags(own | settings)]]
     for task in space.finetuning:
         flags = to_flags(task | {"weights": str(folder), "output": str(folder / "finetuning")})
         commands.append([sys.executable, str(ROOT / "Finetuning.py"), *flags])
@@ -413,18 +459,6 @@ def read_scores(space: Space, folder: Path) -> dict[str, float]:
             values.setdefault(f"{run.task}_{name}".lower().replace(" ", "_"), []).append(value)
     scores |= {name: statistics.mean(numbers) for name, numbers in values.items()}
     return {name: value for name, value in scores.items() if math.isfinite(value)}
-
-
-def pretraining_cost(space: Space, folder: Path) -> dict[str, float]:
-    """Steps, tokens (padding counted) and FLOPs of the pretraining run in the folder, up to its last evaluation."""
-    if space.script != "Pretraining.py":
-        return {}
-    import Pretraining  # imported where it is used: a search over fine-tuning does without
-    table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    settings = from_table(Pretraining.Pretraining, table, str(folder))
-    steps = heldout_records(folder)[-1]["step"]
-    return {"steps": steps, "tokens": steps * settings.batch_size * settings.max_length,
-            "flops": steps * Pretraining.step_flops(settings, settings.model)}
 
 
 def last_message(log: Path) -> str:

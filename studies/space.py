@@ -317,9 +317,14 @@ def config_file(name: str) -> Path:
 def planned_steps(settings: Any) -> int | None:
     """The number of steps of a pretraining run; None for other scripts."""
     if getattr(settings, "flops", 0):
-        step_flops = importlib.import_module("Pretraining").step_flops(settings, settings.model)
-        return max(1, round(settings.flops / step_flops))
+        return max(1, round(settings.flops / step_flops(settings)))
     return getattr(settings, "steps", None)
+
+
+def step_flops(settings: Any) -> float | None:
+    """FLOPs of a step of pretraining; None for other scripts."""
+    module = importlib.import_module(type(settings).__module__)
+    return module.step_flops(settings, settings.model) if hasattr(module, "step_flops") else None
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import studies.search
 from Pretraining import QUICKSTART, Pretraining
@@ -24,8 +25,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = '''
 import json, os, signal, sys, time
 from pathlib import Path
-words = iter(sys.argv[1:])
-flags = {word: next(words) for word in words if word.startswith("--")}
+flags = dict(zip(sys.argv[1:], [*sys.argv[2:], ""]))
 folder = Path(flags["--output"])
 folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "starts.txt", "a") as file:
@@ -48,7 +48,7 @@ if os.environ.get("SLOW") and starts == 1:
 (folder / "disc.pt").write_text("")
 every = int(flags.get("--eval-every", steps))
 with open(folder / "metrics.jsonl", "a") as file:
-    for step in range(0, steps + 1, every):
+    for step in [*range(0, steps, every), steps]:
         loss = 100 * abs(rate - 0.01) + int(flags["--seed"]) + (steps - step)
         file.write(json.dumps({"step": step, "heldout": True, "mlm_loss": loss, "disc_auc": 0.75}) + "\\n")
         file.flush()
@@ -58,8 +58,7 @@ with open(folder / "metrics.jsonl", "a") as file:
 FINETUNING = '''
 import json, sys
 from pathlib import Path
-words = iter(sys.argv[1:])
-flags = {word: next(words) for word in words if word.startswith("--")}
+flags = dict(zip(sys.argv[1:], [*sys.argv[2:], ""]))
 folder = Path(flags["--output"])
 folder.mkdir(parents=True, exist_ok=True)
 first, count = int(flags.get("--seed", 0)), int(flags.get("--seeds", 1))
@@ -90,6 +89,7 @@ def scripts(tmp_path, monkeypatch):
     (folder / "Finetuning.py").write_text(FINETUNING)
     monkeypatch.setattr(studies.search, "ROOT", folder)
     monkeypatch.setattr(studies.search, "POLL_S", 0.02)
+    monkeypatch.setattr(studies.search, "REFRESH_S", 0.1)
     return folder
 
 
@@ -268,10 +268,29 @@ def test_a_design_gains_and_loses_trials(tmp_path, search):
     assert set(starts(tmp_path).values()) == {1}
 
 
-def test_another_space_in_the_folder_is_refused(search, capsys):
-    assert search(SPACE, "--trials", 1) == 0
-    assert search(SPACE.replace("steps = 10", "steps = 11")) == 2
-    assert "choose another --output" in capsys.readouterr().err
+@pytest.mark.parametrize("before, after, message", [
+    ("steps = 10", "steps = 11", "fixed = "),
+    ('"small", model.hidden_size = 64', '"small", model.hidden_size = 32', "size 'small' = {'model.hidden_size': 64, "),
+    ("weight_decay = 0.01", "weight_decay = 0.02", "weight_decay = 0.01, now it is 0.02"),  # in the configuration
+])
+def test_another_space_in_the_folder_is_refused(tmp_path, search, capsys, before, after, message):
+    config = tmp_path / "config.toml"
+    config.write_text("weight_decay = 0.01")
+    text = (SPACE.replace("[fixed]", f'[fixed]\nconfig = "{config}"') +
+            'size = [{ name = "small", model.hidden_size = 64, model.heads = 2 }]')
+    assert search(text, "--trials", 1) == 0
+    assert search(text, "--trials", 1) == 0
+    config.write_text(config.read_text().replace(before, after))
+    assert search(text.replace(before, after), "--trials", 1) == 2
+    error = capsys.readouterr().err
+    assert message in error and "choose another --output" in error
+
+
+def test_a_database_can_hold_the_study(tmp_path, search, capsys):
+    assert search(SPACE, "--trials", 2, "--storage", f"sqlite:///{tmp_path}/study.db") == 0
+    assert len(results(tmp_path)) == 2 and not (tmp_path / "study" / "journal.log").exists()
+    assert search(SPACE, "--storage", "nosuchdatabase://x") == 2
+    assert "--storage nosuchdatabase://x can't be opened" in capsys.readouterr().err
 
 
 def test_failures_are_recorded_and_not_retried_until_asked(tmp_path, search):
@@ -384,7 +403,7 @@ def test_draws_that_cannot_work_are_drawn_again(tmp_path, search, capsys):
 
 def test_each_job_has_its_share_of_cores_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     settings = studies.search.Search("space.toml", jobs=4)
     environments = [studies.search.job_environment(settings, slot) for slot in range(4)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["2", "3", "2", "3"]
@@ -407,25 +426,18 @@ def test_two_processes_share_a_study_and_a_dead_ones_trial_is_taken_over(tmp_pat
     first.wait()
     time.sleep(0.5)
     assert len(results(tmp_path)) == 7 and second.poll() is None
-    slow = next(path.name for path in (tmp_path / "study" / "trials").iterdir() if "base-seed=0" in path.name)
-    for pid in children_of(slow):
+    slow = tmp_path / "study" / "trials" / "0000-base-seed=0"
+    for pid in processes_of(slow):
         os.kill(pid, signal.SIGKILL)
     assert second.wait(60) == 0
     assert len(results(tmp_path)) == 8
-    assert {name: count for name, count in starts(tmp_path).items() if count != 1} == {slow: 2}
+    assert {name: count for name, count in starts(tmp_path).items() if count != 1} == {slow.name: 2}
 
 
-def children_of(folder):
-    """The processes of the trial in this folder."""
-    pids = [path.name for path in Path("/proc").iterdir() if path.name.isdecimal()]
-    return [int(pid) for pid in pids if folder in command_line(pid)]
-
-
-def command_line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
+def processes_of(folder):
+    """The processes of the trial in this folder, which names it on its command line."""
+    table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in table.splitlines() if str(folder) in line]
 
 
 def test_a_stopped_search_saves_its_trial_and_goes_on_with_it(tmp_path, start_search):
