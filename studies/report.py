@@ -4,7 +4,7 @@
     python -m studies.report studies/results/quickstart.jsonl     # writes studies/results/quickstart/report.md
 
 A standard error is of a mean over seeds. Two or three seeds say little about their own spread, so that each mean gets the
-larger of its own spread and the spread of the study, a robust mean over all combinations of settings.
+larger of its own spread and the spread of the study, which is a median over all combinations of settings.
 """
 
 import itertools
@@ -230,7 +230,10 @@ def importances(study: Study) -> dict[str, Estimate]:
         return variance_shares(study)
     distances = {}
     for factor in study.factors:
-        low, *_, high = sorted(effect(study, factor, study.metric).values())
+        estimates = sorted(effect(study, factor, study.metric).values())
+        if len(estimates) < 2:
+            continue
+        low, high = estimates[0], estimates[-1]
         distances[factor] = Estimate(high.mean - low.mean, math.hypot(high.error, low.error), low.count + high.count)
     return dict(sorted(distances.items(), key=lambda item: -item[1].mean))
 
@@ -311,17 +314,21 @@ def interaction(study: Study, first: str, second: str) -> Interaction:
 def report_text(study: Study, figures: list[str]) -> str:
     """report.md: the numbers of trials, the best settings, effects, importance, interactions and failures."""
     sections = [head_text(study), best_text(study)]
-    sections += [f"## Effect of each setting\n\n{effect_note(study)}", *(f"![{name}]({name})" for name in figures
-                                                                        if name.startswith("effects"))]
-    sections += [effect_text(study, factor) for factor in study.factors]
-    sections += [importance_text(study, importances(study)), *(f"![{name}]({name})" for name in figures
-                                                               if name.startswith("importance"))]
+    if study.factors:
+        sections += [f"## Effect of each setting\n\n{effect_note(study)}", *pictures(figures, "effects-")]
+        sections += [effect_text(study, factor) for factor in study.factors]
+        sections += [importance_text(study, importances(study)), *pictures(figures, "importance")]
     pairs = combined_pairs(study)
-    sections += ["## Interaction of two settings"] if pairs else []
+    if pairs:
+        sections.append("## Interaction of two settings")
     for first, second in pairs:
-        sections.append(interaction_text(study, first, second))
-        sections += [f"![{name}]({name})" for name in figures if name == interaction_file(first, second)]
-    return "\n\n".join([*sections, failures_text(study)]).strip() + "\n"
+        sections += [interaction_text(study, first, second), *pictures(figures, interaction_file(first, second))]
+    sections.append(failures_text(study))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def pictures(figures: list[str], beginning: str) -> list[str]:
+    return [f"![{name}]({name})" for name in figures if name.startswith(beginning)]
 
 
 def head_text(study: Study) -> str:
@@ -370,7 +377,8 @@ def effect_text(study: Study, factor: str) -> str:
         values = [str(effects[metric].get(label, "-")) for metric in study.metrics]
         row = [f"{shown(label)}{' (base)' if study.base and label == base_label else ''}", str(estimate.count), *values]
         if study.base:
-            row.append("" if label == base_label else str(difference(estimate, effects[study.metric][base_label])))
+            base = effects[study.metric].get(base_label)
+            row.append(str(difference(estimate, base)) if base and label != base_label else "")
         rows.append(row)
     header = [factor, "trials", *study.metrics, *(["difference"] if study.base else [])]
     return f"### {factor}\n\n{table(header, rows)}"
@@ -387,7 +395,7 @@ def importance_text(study: Study, values: dict[str, Estimate]) -> str:
         rows = [[factor, str(value), f"{value.mean / value.error:.1f}" if value.error > 0 else "-"]
                 for factor, value in values.items()]
         header = ["setting", "best minus worst mean", "in standard errors"]
-        note = "Of several values the best and the worst differ by one to two standard errors by chance alone."
+        note = "By chance alone, the best and the worst of several values differ by one to one and a half standard errors."
     else:
         rows = [[factor, f"{value.mean:.2f}"] for factor, value in values.items()]
         header, note = ["setting", "share of the variance"], "By functional ANOVA of a random forest."
@@ -442,7 +450,7 @@ def draw_figures(study: Study, output: Path) -> list[str]:
     """Writes the plots into the folder; returns their names."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report on its font cache
     names = []
-    for metric in study.metrics:
+    for metric in study.metrics if study.factors else ():
         names.append(f"effects-{metric}.png")
         draw_effects(study, metric, output / names[-1])
     values = importances(study)
@@ -464,14 +472,15 @@ def draw_effects(study: Study, metric: str, path: Path) -> None:
     from matplotlib.figure import Figure  # imported where it is used: it takes a second
     rows = math.ceil(len(study.factors) / COLUMNS)
     columns = min(COLUMNS, len(study.factors))
-    figure = Figure((3.2 * columns, 2.4 * rows), dpi=72, layout="constrained")
+    figure = Figure((2.8 * columns, 2.0 * rows), dpi=72, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in grid.flat[len(study.factors):]:
         axes.set_axis_off()
     for axes, factor in zip(grid.flat, study.factors, strict=False):
         estimates = effect(study, factor, metric)
         positions = positions_of(list(estimates), axes)
-        draw_estimates(axes, positions, list(estimates.values()))
+        are_ordered = all(not is_text for is_text, *_ in map(sort_key, estimates))
+        draw_estimates(axes, positions, list(estimates.values()), "-" if are_ordered else "none")
         if study.base and len(study.base.scores[metric]):
             base = study.estimate(study.base.scores[metric], metric)
             axes.axhspan(base.mean - base.error, base.mean + base.error, color="C1", alpha=0.3, linewidth=0)
@@ -481,11 +490,12 @@ def draw_effects(study: Study, metric: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_estimates(axes: "Axes", positions: list[float], estimates: list[Estimate], label: str | None = None) -> None:
+def draw_estimates(axes: "Axes", positions: list[float], estimates: list[Estimate], line: str = "-",
+                   label: str | None = None) -> None:
     """Means at their positions with their standard errors, as far as these are known."""
     errors = [np.nan_to_num(estimate.error) for estimate in estimates]
     means = [estimate.mean for estimate in estimates]
-    axes.errorbar(positions, means, errors, marker="o", markersize=4, capsize=3, label=label)
+    axes.errorbar(positions, means, errors, marker="o", markersize=4, capsize=3, linestyle=line, label=label)
 
 
 def positions_of(labels: list[Any], axes: "Axes") -> list[float]:

@@ -374,7 +374,7 @@ def read_levels(name: str, values: list[Any]) -> Iterator[Level]:
     for value in values:
         if isinstance(value, dict):
             settings = dotted({key: setting for key, setting in value.items() if key != "name"})
-            yield Level(value.get("name") or ", ".join(f"{key}={setting}" for key, setting in settings.items()), settings)
+            yield Level(value.get("name", ", ".join(f"{key}={setting}" for key, setting in settings.items())), settings)
         else:
             yield Level(value, {name: value})
 

@@ -135,6 +135,22 @@ def test_report_of_a_file_of_results(tmp_path, write, one_factor):
     assert "mlm_loss" not in text
 
 
+def test_scores_that_only_some_trials_have(tmp_path, write):
+    lines = lines_of([({}, [5.0, 5.2]), ({"objective": "mlm"}, [4.0, 4.2]), ({"objective": "other"}, [4.5, 4.7])])
+    for each in lines[2:]:
+        del each["scores"]["disc_auc"]
+    lines[-1]["scores"]["large_loss"] = lines[-2]["scores"]["large_loss"] = 1.0
+    write(lines)
+    assert main([str(tmp_path), "--metrics", "large_loss", "disc_auc"]) == 0
+    assert "| other | 2 | 1 | - |  |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_study_of_which_only_the_base_has_run(tmp_path, write):
+    write(lines_of([({}, [5.0, 5.2])]))
+    assert main([str(tmp_path)]) == 0
+    assert "The best mlm_loss, 5.10 ± 0.15, is that of the base" in (tmp_path / "report.md").read_text()
+
+
 def test_one_seed_has_no_standard_error(tmp_path, write):
     write(lines_of([({}, [5.0]), ({"rate": 2}, [4.0])]))
     assert main([str(tmp_path)]) == 0
