@@ -27,7 +27,7 @@ from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_token
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
 from studies.objectives import OBJECTIVES, build_objective
-from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
+from studies.tracking import (MetricsLog, RunningMeans, describe_text, detection_metrics, draw_curves, learning_warnings,
                               report_skipped_steps, sample_table, unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
                    gather_from_processes, iterating, load, locked, one_line, own_rows, pick_device, pick_precision,
@@ -178,7 +178,8 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
     with contextlib.nullcontext() if rank() else locked(output / ".lock", wait=False):
         checkpoint = find_checkpoint(settings, output)
         vocabulary, data = load_data(settings, checkpoint, initial)
-        model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
+        # Weights from elsewhere may have rows of embeddings that no piece uses.
+        model = settings.model if initial else dataclasses.replace(settings.model, vocab_size=vocabulary.size)
         if settings.flops:
             settings = dataclasses.replace(settings, steps=round(settings.flops / step_flops(settings, model)))
             require(settings.steps > 0, f"flops = {settings.flops:.2e} is less than one step: expected at least "
@@ -302,12 +303,13 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
     if settings.vocab:
         from convert.vocabulary import load_vocabulary  # imported where it is used, for --vocab NAME takes the hub along
         vocabulary = load_vocabulary(settings.vocab, settings.case)
-        require(vocabulary.size == settings.model.vocab_size,
+        require(bool(initial) or vocabulary.size == settings.model.vocab_size,
                 f"the vocabulary {settings.vocab} has {vocabulary.size:,} pieces, the model "
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
-        initial_pieces = [Vocabulary.of_network(saved, "").pieces() for saved in initial.values()]
-        require(all(pieces == vocabulary.pieces() for pieces in initial_pieces),
-                f"--vocab {settings.vocab} has other pieces than --init-from {settings.init_from}: leave --vocab out")
+        vocabularies = [vocabulary, *(Vocabulary.of_network(saved, "") for saved in initial.values())]
+        require(len({(tuple(one.pieces()), one.case_note) for one in vocabularies}) == 1,
+                f"--vocab {settings.vocab} has other pieces, or another treatment of case, than --init-from "
+                f"{settings.init_from}: leave --vocab out")
     elif checkpoint:
         vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
     elif initial:
@@ -320,8 +322,7 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
         paths = (documentation_corpus(cache, Path(__file__).with_name("requirements.txt")),)
     if vocabulary is None:
         from corpus.vocabulary import learned_vocabulary
-        case = "uncased" if settings.case == "auto" else settings.case
-        vocabulary = learned_vocabulary(paths, settings.model.vocab_size, case, cache)
+        vocabulary = learned_vocabulary(paths, settings.model.vocab_size, settings.case, cache)
     data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
     if rank() == 0:
         barrier()
@@ -346,17 +347,10 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
 
 
 def describe(run: Run) -> None:
-    """Prints settings, data, model size and cost."""
-    settings, counts = run.settings, run.data.counts
+    """Prints settings, text, model size and cost."""
+    settings = run.settings
     print(to_toml(settings), end="")
-    if counts["invalid"]:
-        print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
-    print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
-          f"and {counts['unknown']:,} unknown; an epoch has {len(run.data.train):,} training examples with "
-          f"{int(run.data.train.ends[-1]):,} pieces in all; {len(run.data.heldout):,} examples are held out")
-    entropy, share = unigram_baseline(run.data.heldout.ids)
-    print(f"held-out text: unigram entropy {entropy:.3f} nats; knowing frequencies alone gives an MLM loss of "
-          f"{(1 - kept_share(run)) * entropy:.3f}; the most frequent piece has a share of {share:.3f}")
+    describe_text(run.data, run.vocabulary, kept_share(run))
     sizes = {kind: sum(parameter.numel() for parameter in getattr(run.electra, kind).parameters())
              for kind in run.electra.networks}
     total_size = sum(parameter.numel() for parameter in run.electra.parameters())

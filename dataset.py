@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,11 +39,10 @@ HELDOUT_DIVISOR = 100  # one document in 100 is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# The arguments of BERT's normalizer for each --case: lower case or not, without accents or not (None: as lower case)
-CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
 # What a normalizer leaves of "É" tells what it does to case and accents.
-CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
-              "é": "uncased: the networks see lower case with accents"}
+CASE_NOTES = {"e": "uncased: the networks see lower case without accents or vowel signs (of Hindi or Thai, for instance)",
+              "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents",
+              "E": "cased: the networks see no accents"}
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
@@ -149,7 +148,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
         letter = tokenizer.normalizer.normalize_str("É") if tokenizer.normalizer else "É"
-        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), "")  # empty if case and accents are kept
+        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), f"the networks see {letter} for É")
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """Ids of each line, without special tokens."""
@@ -173,19 +172,11 @@ class Vocabulary:
 
     @classmethod
     def of_network(cls, saved: Any, source: str) -> "Vocabulary":
-        """The vocabulary of a model.SavedNetwork; InputError if the network has another number of pieces."""
-        vocabulary, expected = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
-        require(vocabulary.size == expected, f"{source} has {vocabulary.size:,} pieces and weights for {expected:,}: "
-                                             "they belong to different models")
+        """The vocabulary of a model.SavedNetwork; InputError if it has more pieces than the network has rows for."""
+        vocabulary, rows = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
+        require(vocabulary.size <= rows, f"{source} has {vocabulary.size:,} pieces and weights for {rows:,}: they belong "
+                                         "to different models")
         return vocabulary
-
-
-def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
-    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original."""
-    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
 
 
 # Examples: one or two segments of word pieces

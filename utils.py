@@ -405,11 +405,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.split("-")[1]))
 
 
-def newest_run_file(name: str) -> Path:
-    """The newest runs/*/NAME; InputError if there is none."""
-    paths = sorted(Path("runs").glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-    require(bool(paths), f"no runs/*/{name} here: train a model with python Pretraining.py, or name one with --weights")
-    return paths[-1]
+def newest_run_file(*names: str) -> Path:
+    """The newest runs/*/NAME of these names; InputError if there is none."""
+    paths = [path for name in names for path in Path("runs").glob(f"*/{name}")]
+    require(bool(paths), f"no runs/*/{' or '.join(names)} here: train a model with python Pretraining.py, or name one with "
+                         "--weights")
+    return max(paths, key=lambda path: path.stat().st_mtime)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.from_transformers import read_pair
+from convert.from_transformers import read_networks
 from model import NETWORK_FILES, SavedNetwork, load_network
 from utils import require
 
@@ -12,16 +12,17 @@ def read_initial(name: str, kinds: Sequence[str], essential: str, generator_size
                  flag: str) -> dict[str, SavedNetwork]:
     """The networks of these kinds, as far as they are there, by kind.
 
-    `name` is a run's folder, or what read_pair reads, which then takes `generator_size`; `flag` is the command-line flag
+    `name` is a run's folder, or what read_networks reads, which then takes `generator_size`; `flag` is the command-line flag
     that gave it. Raises InputError if the network of the `essential` kind is missing, or if the networks don't belong
     together.
     """
     folder = Path(name)
     paths = {kind: folder / file for kind, file in NETWORK_FILES.items() if (folder / file).is_file()}
-    if not paths and "discriminator" in kinds:
-        networks = read_pair(name, generator_size, flag)
-    else:
+    if paths:
         networks = {kind: load_network(paths[kind], [kind], flag) for kind in kinds if kind in paths}
+    else:
+        converted = read_networks(name, generator_size, flag)
+        networks = {kind: converted[kind] for kind in kinds if kind in converted}
     require(essential in networks, f"{flag} {name} has no {essential} ({NETWORK_FILES[essential]}), with which this "
                                    "objective begins: name the folder of a run that trained one")
     require(len({(saved.config, saved.tokenizer) for saved in networks.values()}) == 1,
