@@ -5,15 +5,16 @@ Headings, page numbers, notes and what Project Gutenberg adds to a book are left
 
 import re
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from corpus.sentences import (BEFORE_NAME, CJK_LETTERS, LONGEST_HEADING, WIDEST_WRAPPED, clean_paragraph, ends_sentence,
-                              is_verse, join_lines, normalize, split_sentences)
+                              ends_with_hyphen, is_verse, join_paragraph, normalize, split_sentences)
 from corpus.sources import RawDocument, Source
 
+WIDEST_VERSE = 60  # characters; prose is wrapped at 65 and more
 SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it has a sentence a line
 
 # What Project Gutenberg puts before, between and after the books of a file: from the beginning to the line that says
@@ -126,21 +127,28 @@ def join_wrapped_lines(lines: list[str]) -> list[str]:
     lines = drop_page_numbers(lines)
     lengths = sorted(len(line) for line in lines if line)
     usual_width = lengths[len(lengths) * 9 // 10] if lengths else 0  # nine lines in ten are no longer
-    paragraphs: list[str] = []
+    paragraphs: list[list[str]] = []
+    last_block: list[str] = []
     for block in blocks(lines):
         width = wrapping_width(block, usual_width)
         verse = is_verse(block)
         for previous, line in pairwise(["", *block]):
             continues = paragraphs and (
-                is_wrapped(previous, line, width) or is_torn(paragraphs[-1], line)
-                or (verse and is_open(previous) and not is_heading(line.strip())))
-            if not continues:
-                paragraphs.append(line.strip())
-            elif ends_with_hyphen(paragraphs[-1]):  # the rest of the word follows without a blank
-                paragraphs[-1] += line.strip()
+                is_wrapped(previous, line, width) or is_torn(" ".join(paragraphs[-1]), line)
+                or (verse and is_open(previous) and not is_heading(line.strip()))
+                or (not previous and is_stanza(block) and is_stanza(last_block) and last_block[-1][-1].isalnum()))
+            if continues:
+                paragraphs[-1].append(line.strip())
             else:
-                paragraphs[-1] = join_lines(paragraphs[-1], line.strip())
-    return [EMPHASIS.sub(r"\1", paragraph) for paragraph in paragraphs]
+                paragraphs.append([line.strip()])
+        last_block = block
+    joined = chain.from_iterable(map(join_paragraph, paragraphs))
+    return [EMPHASIS.sub(r"\1", paragraph) for paragraph in joined]
+
+
+def is_stanza(block: list[str]) -> bool:
+    """Whether a block is verse beyond doubt, so that its last sentence may go on in the next one."""
+    return len(block) > 2 and is_verse(block) and max(map(len, block)) <= WIDEST_VERSE and not is_heading(block[0].strip())
 
 
 def is_open(line: str) -> bool:
@@ -196,8 +204,3 @@ def is_torn(paragraph: str, line: str) -> bool:
     if not paragraph[-1:].isalnum() and not ends_with_hyphen(paragraph):
         return False
     return line.lstrip()[0].islower() or len(paragraph) > LONGEST_HEADING
-
-
-def ends_with_hyphen(paragraph: str) -> bool:
-    """Whether a paragraph ends inside a word, rather than with a dash."""
-    return paragraph.endswith("-") and paragraph[-2:-1].isalpha()

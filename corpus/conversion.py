@@ -10,7 +10,7 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from corpus.books import parse_book
-from corpus.sentences import LEFT_OUT_SENTENCES, is_prose, split_sentences
+from corpus.sentences import MARKUP, UNKNOWN_TEMPLATE, is_prose, split_sentences
 from corpus.sources import (ENCODING_UNKNOWN, FILE_DAMAGED, FILE_UNKNOWN, RECORD_DAMAGED, RawDocument, Record, Source,
                             read_records)
 from corpus.wikipedia import parse_extracted, parse_pages, parse_row, record_title
@@ -117,7 +117,7 @@ def parse_record(source: Source, record: Record, language: str) -> list[RawDocum
 
 
 def make_document(raw: RawDocument, is_wiki: bool, language: str) -> Document:
-    """The sentences of the paragraphs that are prose, without those of LEFT_OUT_SENTENCES or without letter and digit."""
+    """The sentences of the paragraphs that are prose, without those that hold markup or no letter and no digit."""
     lines = []
     left_out: Counter[str] = Counter()
     for paragraph in raw.paragraphs:
@@ -130,9 +130,11 @@ def make_document(raw: RawDocument, is_wiki: bool, language: str) -> Document:
                 left_out["headings, list entries and fragments"] += 1
             continue
         for sentence in sentences:
-            reasons = [reason for reason, sign in LEFT_OUT_SENTENCES.items() if sign.search(sentence)]
-            left_out.update(reasons[:1])
-            if not reasons and any(map(str.isalnum, sentence)):
+            if UNKNOWN_TEMPLATE in sentence:
+                left_out["sentences with templates that are not known"] += 1
+            elif MARKUP.search(sentence):
+                left_out["sentences with formulas or left-over markup"] += 1
+            elif any(map(str.isalnum, sentence)):
                 lines.append(f"{sentence}\n")
     reason = raw.reason or ("" if lines else "documents without prose")
     return Document(raw.title, "".join(lines), reason, left_out)

@@ -3,6 +3,7 @@
 import html
 import re
 import unicodedata
+from functools import reduce
 from html.entities import html5
 
 import sentencex
@@ -22,13 +23,10 @@ INVISIBLE = dict.fromkeys([
 JOINERS = re.compile("[\u200c\u200d]+")
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|\w+);")
 
-# Why a sentence is left out, and what shows it. Markup that was not understood: placeholders of WikiExtractor
-# ("formula_1", "codice_1"), links, templates, tables, emphasis, headings, tags, variants of Chinese, undecoded bytes.
-LEFT_OUT_SENTENCES = {
-    "sentences with templates that are not known": re.compile(UNKNOWN_TEMPLATE),
-    "sentences with formulas or left-over markup": re.compile(
-        rf"{FORMULA}|\b(?:formula|codice)_\d|\[\[|\]\]|\{{\{{|\}}\}}|\||'''|==|<[A-Za-z/]|-\{{|\}}-|\ufffd"),
-}
+# What shows that markup was not understood: placeholders (WikiExtractor writes "formula_1" or "codice_1"), links,
+# templates, tables, emphasis, headings, tags, variants of Chinese, bytes that are not of the encoding.
+MARKUP = re.compile(
+    rf"{FORMULA}|\b(?:formula|codice)_\d|\[\[|\]\]|\{{\{{|\}}\}}|\||'''|==|<[A-Za-z/]|-\{{|\}}-|\ufffd")
 
 # An abbreviation at the end that continues with a number ("vol. 2", "Jan. 5").
 BEFORE_NUMBER = re.compile(
@@ -54,19 +52,20 @@ BETWEEN_QUOTATIONS = re.compile(r"(?<=[。！？｡．][」』”])(?=[「『“
 CJK_LETTERS = r"\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 CJK_LETTER = re.compile(f"[{CJK_LETTERS}]")
 
-# Empty brackets or quotation marks with the blanks before them, and punctuation or list marks at the beginning. Brackets
-# right behind a word belong to the text, as in "main()" and "x[]", but Chinese and Japanese have no blanks.
-WORD_CHARACTER = rf"[^\W{CJK_LETTERS}]"
+# Empty brackets or quotation marks. Brackets right behind a word belong to the text, as in "main()" and "x[]", but Chinese
+# and Japanese have no blanks. (Each alternative begins with its mark, by which Python's re finds it fast.)
+IN_WORD = rf"[^\W{CJK_LETTERS}]"
+NOTHING = r"(?:[\s,;:/–、，；：-]|\b(?:or|and)\b)*"
 EMPTY_BRACKETS = re.compile(
-    rf"(?:\s+|(?<!{WORD_CHARACTER}))[(\[](?:[\s,;:/–-]|\b(?:or|and)\b)*[)\]]|"
-    r"\s*(?:（[\s,;:/–、，；：-]*）|「\s*」|『\s*』|“\s*”|„\s*“|«\s*»|《\s*》|(?<!\S)\"\")|"
-    r"^(?:[\s,;:、，；：]+|[*#:;]+\s+)")
+    rf"\((?<!{IN_WORD}\(){NOTHING}\)|\[(?<!{IN_WORD}\[){NOTHING}\]|（{NOTHING}）|「\s*」|『\s*』|“\s*”|„\s*“|«\s*»|《\s*》|"
+    r"\"(?<!\S\")\"")
+EMPTY_BRACKETS_AND_BLANKS = re.compile(rf"\s*(?:{EMPTY_BRACKETS.pattern})")
 # What else templates, notes and dashes leave behind where they are dropped: (pattern, replacement), in this order.
 GAPS = (
-    (re.compile(rf"((?<!{WORD_CHARACTER})[(\[])[\s,;:]+"), r"\1"),  # blanks and punctuation after an opening bracket
-    (re.compile(r"（[\s,;:、，；：]+"), "（"),
-    (re.compile(r"(?<![\s,;])[,;]*\s[\s,;]*([)\]])"), r"\1"),  # the same before a closing bracket
-    (re.compile(r"[\s、，；]+）"), "）"),
+    (re.compile(r"^(?:[\s,;:、，；：]+|[*#:;]+\s+)"), ""),  # punctuation or list marks at the beginning
+    # Blanks and punctuation after an opening bracket and before a closing one.
+    (re.compile(rf"([(\[（])(?<!{IN_WORD}[(\[])[\s,;:、，；：]+"), r"\1"),
+    (re.compile(r"[\s,;、，；]+(?<=[\s、，；])(?=[)\]）])"), ""),
     (re.compile(r"\s+([,;]|\.(?=\s|$))"), r"\1"),  # blanks before a comma, a semicolon or a full stop
     (re.compile(r",(?=[,.])"), ""),  # a comma before another comma or a full stop
 )
@@ -101,8 +100,8 @@ def keep_between_letters(joiners: re.Match) -> str:
 def clean_paragraph(text: str) -> str:
     """A normalized paragraph without the gaps that dropped markup leaves in it."""
     text = normalize(text)
-    text = EMPTY_BRACKETS.sub("", text)
-    text = EMPTY_BRACKETS.sub("", text)  # once more for brackets that held nothing but empty brackets
+    while EMPTY_BRACKETS.search(text):  # again for brackets that held nothing but empty brackets
+        text = EMPTY_BRACKETS_AND_BLANKS.sub("", text)
     for pattern, replacement in GAPS:
         text = pattern.sub(replacement, text)
     return text
@@ -122,10 +121,29 @@ def ends_sentence(line: str) -> bool:
     return line.rstrip("\"'”’»“‘)]」』）_* ")[-1:] in SENTENCE_ENDS
 
 
+def join_paragraph(lines: list[str]) -> list[str]:
+    """The lines of a paragraph or stanza as one, and apart from it those behind its last punctuation, if it is short.
+
+    They may be a heading or the end of a list; a paragraph that ends with them would be taken for one and be lost.
+    """
+    whole = reduce(join_lines, lines)
+    ends = [number for number, line in enumerate(lines, 1) if not line[-1].isalnum()]
+    if len(whole) > LONGEST_HEADING or not ends or ends[-1] == len(lines):
+        return [whole]
+    return [reduce(join_lines, lines[:ends[-1]]), reduce(join_lines, lines[ends[-1]:])]
+
+
 def join_lines(line: str, next_line: str) -> str:
-    """Two lines of a paragraph as one. Chinese and Japanese have no blanks between words."""
+    """Two lines of a paragraph as one: without a blank inside of a word and in Chinese and Japanese."""
+    if ends_with_hyphen(line):
+        return line + next_line
     is_cjk = CJK_LETTER.match(next_line[:1]) and (CJK_LETTER.match(line[-1:]) or line[-1:] in CJK_STOPS + "，、；：")
     return line + next_line if is_cjk else f"{line} {next_line}"
+
+
+def ends_with_hyphen(line: str) -> bool:
+    """Whether a line ends inside a word, rather than with a dash."""
+    return line.endswith("-") and line[-2:-1].isalpha()
 
 
 def is_prose(paragraph: str, min_bytes: int) -> bool:

@@ -22,12 +22,10 @@ SHOWN = (
     ("{2|text|texte|1}", "lang|lang2|langue|wikt-lang|wt|rtl-lang|ltr-lang|script|bahasa"),
     ("{3|2|1}", "transl|transliteration|translit|translita"),
     ("⟨{1}⟩", "angbr|angle bracket|angbr ipa"),
-    ("« {1} »", "citation|\""),
-    ("„{text|1}“", "\" "),
+    ("“{1|text}”", "citation|\""),
     # Links to articles that exist in another wiki only.
-    ("{lt|label|1}", "ill|illm|ill2|interlanguage link|interlanguage link multi|iwl|仮リンク|"
+    ("{lt|label|tekst|1}", "ill|illm|ill2|interlanguage link|interlanguage link multi|iwl|仮リンク|"
                      "link-interwiki|enlace interwiki"),
-    ("{tekst|2|1}", "link interwiki"),
     ("{texte|fr|1|trad}", "lien"),
     ("{2|1}", "w|wp|wikipedia|wikt|wiktionary-inline|нп|нп2|нп3|нп4|нп5|iw|не переведено|не переведено 2|не переведено 3|"
               "не переведено 5|translink"),
@@ -55,8 +53,8 @@ SHOWN = (
     ("' \"", "' \""), ("\" '", "\" '"), ("'\"", "'\""), ("\"'", "\"'"), ("\"", "-\""), ("=", "="),
     ("", "zwj|zwnj|wbr|shy|zwsp"), ("av. J.-C.", "av jc|avjc|av. j.-c."), ("a.C.", "ac"), ("d.C.", "dc"),
     # Quotations and verse that stand apart.
-    ("\n{text|quote|1}\n", "quote|blockquote|quotation|cquote|quote block|bquote|zitat|citaat|cita|citazione|cytat|цитата|"
-                           "引用|引用文|citation bloc|poem|poemquote|poem quote|verse"),
+    ("\n\n{text|quote|1}\n\n", "quote|blockquote|quotation|cquote|quote block|bquote|zitat|citaat|cita|citazione|cytat|"
+                               "цитата|引用|引用文|citation bloc|poem|poemquote|poem quote|verse"),
 )
 TEMPLATES = {name: pattern for pattern, names in SHOWN for name in names.split("|")}
 
@@ -83,11 +81,14 @@ SILENT = re.compile(
     r"出典無効|來源請求|来源请求|需要解释|谁|何时|來源|مدرک.*|نیازمند منبع|روشن‌سازی|چه کسی|کی|उद्धरण आवश्यक|प्रमाण|स्पष्ट करें|"
     # flags, anchors and what steers the layout
     r"flag ?icon.*|flagdeco|flagathlete|旗|anchors?|anker|ancre|ancla|âncora|kotwica|якорь|clear.*|-|toc.*|"
-    r"use .* (?:dates|english)|short description|infobox.*|noteta.*|defaultsort:.*|displaytitle:.*|sortierung:.*|disambig.*|nota disambigua|"
+    r"use .* (?:dates|english)|short description|infobox.*|noteta.*|defaultsort:.*|displaytitle:.*|sortierung:.*|disambig.*|"
+    r"nota disambigua|"
     r"stub|.*-stub|reflist|notelist|portal.*|(?:main|see|further|other uses?|about|for|redirect)(?: .*)?)")
 
 PLACE = re.compile(r"\{([^{}]+)\}")
-RANGES = {"to", "and", "or", "by", "x", "-", "–", "to(-)", "&"}  # between the numbers of {{convert|5|to|10|km}}
+# What stands between the numbers of {{convert|5|to|10|km}}, and how it is shown.
+RANGES = {"to": " to ", "to(-)": " to ", "and": " and ", "and(-)": " and ", "&": " and ", "or": " or ", "by": " by ",
+          "x": " × ", "xx": " × ", "×": " × ", "+": " + ", "-": "–", "–": "–"}
 NUMBER = re.compile(r"[\d.,/ −+-]+")
 
 
@@ -117,10 +118,11 @@ def first_given(names: str, arguments: Mapping[str, str]) -> str:
 
 def converted_text(arguments: Mapping[str, str]) -> str:
     """The measure of {{convert|5|km}}, {{convert|5|to|10|km}} or {{convert|5|ft|6|in}}."""
-    values = [arguments.get(str(number), "") for number in range(1, 8)]
-    words = 2
-    while values[words - 1] in RANGES:
-        words += 2
-    if NUMBER.fullmatch(values[words]) and values[words + 1] and not NUMBER.fullmatch(values[words + 1]):
-        words += 2
-    return " ".join(values[:words]).strip()
+    values = [arguments.get(str(number), "") for number in range(1, 11)]
+    measure = values.pop(0)
+    while values[0] in RANGES and len(values) > 3:
+        measure += RANGES[values.pop(0)] + values.pop(0)
+    words = 1
+    if NUMBER.fullmatch(values[1]) and values[2] and not NUMBER.fullmatch(values[2]):
+        words = 3
+    return " ".join([measure, *values[:words]]).strip()

@@ -14,7 +14,8 @@ import mwparserfromhell
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
-from corpus.sentences import FORMULA, UNKNOWN_TEMPLATE, clean_paragraph, ends_sentence, is_verse, join_lines
+from corpus.sentences import (FORMULA, UNKNOWN_TEMPLATE, WIDEST_WRAPPED, clean_paragraph, ends_sentence, is_verse,
+                              join_paragraph)
 from corpus.sources import RECORD_DAMAGED, RawDocument, Record, Source
 from corpus.templates import shown_text
 
@@ -80,8 +81,12 @@ UNSEEN_TAGS = {"ref", "references", "table", "gallery", "timeline", "imagemap", 
                "pre", "templatestyles", "section", "indicator", "includeonly"}
 PARSER_FUNCTIONS = {"formatnum", "lc", "uc", "lcfirst", "ucfirst", "nowrap"}  # that show their argument
 CODE_TAGS = {"source", "syntaxhighlight"}  # whose content may be part of a sentence
-LINE_TAGS = {"li", "dd", "dt", "p"}  # that begin a new line
+LINE_TAGS = {"li", "dt", "p"}  # that begin a new line
+MARKED_TAGS = {"br": "\v", "dd": "\r"}  # whose lines may be verse
 LINE_BREAK = re.compile(r"[ \t]*\v\s*")  # what <br> leaves, of several and of the ends of lines only one
+# Where an indented line, which begins with the mark of its tag, is apart: from a term that it defines, and from lines
+# before and behind it that aren't indented.
+APART_INDENT = re.compile(r"(?<=[^\n\r])\r+|^([^\r\n].*)\n(?=\r)|^(\r.*)\n(?=[^\r\n])", re.MULTILINE)
 
 PAGE_NAME = re.compile(r"\{\{\s*(?:FULL|BASE|SUB)?PAGENAME\s*\}\}")
 # Templates that are not known and whose gaps no sentence shows: those that have their line to themselves; those before the
@@ -90,9 +95,11 @@ U = UNKNOWN_TEMPLATE
 APART_TEMPLATE = re.compile(
     rf"^[ \t{U}]*{U}[ \t{U}]*(?=$|\'\'\')|(?<=[.,;:!?…»”\")]){U}+(?=\s|$)|(?<=[.!?。！？」』）]){U}[ \t{U}]*$|"
     rf"(?<=[.!?。！？])[ \t]+{U}[ \t{U}]*$", re.MULTILINE)
-# An addition in brackets in which such a template stands, and the parts of it that hold nothing else.
-BRACKETS = re.compile(rf"[ \t]*[(（]([^()（）\n]*{U}[^()（）\n]*)[)）]")
-UNKNOWN_PART = re.compile(rf"[\s\[\]\"“”„«»:/–-]*{U}(?:[\s{U}\[\]\"“”„«»:/–-]|\b(?:or|and|und|et|y|o|и)\b)*")
+# An addition in brackets in which such a template stands, and the parts of it that hold nothing else but a label.
+INSIDE = r"(?:[^()（）\n]|\([^()（）\n]*\))*"
+BRACKETS = re.compile(rf"[ \t]*[(（]({INSIDE}{U}{INSIDE})[)）]")
+UNKNOWN_PART = re.compile(
+    rf"(?:[^:：]{{1,40}}[:：])?[\s\[\]\"“”„«»/–-]*{U}(?:[\s{U}\[\]\"“”„«»:/–-]|\b(?:or|and|und|et|y|o|и)\b)*")
 
 # A choice between variants of Chinese and other languages, with its flags: "-{zh-hans:接;zh-hant:線}-".
 VARIANTS = re.compile(r"-\{(?:([A-Z+-]{1,2}|[a-z-]+(?:;[a-z-]+)*)\|)?([^{}]*)\}-")
@@ -172,24 +179,26 @@ def wikitext_to_prose(wikitext: str, hidden_namespaces: str) -> str:
     text = visible_text(mwparserfromhell.parse(sections), hidden_link)
     if UNKNOWN_TEMPLATE in text:
         text = BRACKETS.sub(drop_unknown_parts, APART_TEMPLATE.sub("", text))
-    return "\n".join(join_open_lines(LINE_BREAK.sub("\n", text).split("\n")))
+    text = LINE_BREAK.sub("\n", text)
+    if "\r" in text:
+        text = APART_INDENT.sub(r"\1\2\n\n", text).replace("\r", "")
+    lines = [line.rstrip() for line in text.split("\n")]
+    return "\n".join(join_open_lines(lines))
 
 
 def join_open_lines(lines: list[str]) -> Iterator[str]:
     """The lines of an article; in verse and in paragraphs of several lines those that don't end a sentence are joined."""
-    for is_blank, block in groupby(lines, lambda line: not line.strip()):
-        paragraph = list(block)
-        if is_blank or not is_verse(paragraph):
-            yield from paragraph
+    for is_short, group in groupby(lines, lambda line: 0 < len(line) <= WIDEST_WRAPPED):
+        block = list(group)
+        is_code = all(line.startswith(" ") for line in block)
+        if not is_short or is_code or not is_verse(block):
+            yield from block
             continue
-        joined = paragraph[0].strip()
-        for line in map(str.strip, paragraph[1:]):
-            if ends_sentence(joined):
-                yield joined
-                joined = line
-            else:
-                joined = join_lines(joined, line)
-        yield joined
+        first = 0
+        for number, line in enumerate(block, 1):
+            if ends_sentence(line) or number == len(block):
+                yield from join_paragraph(block[first:number])
+                first = number
 
 
 def choose_variants(text: str) -> str:
@@ -289,20 +298,15 @@ def tag_text(tag: nodes.Tag, hidden_link: re.Pattern) -> str:
         return FORMULA
     if name in CODE_TAGS:
         return UNKNOWN_TEMPLATE
-    if name == "br":
-        return "\v"
+    if name in MARKED_TAGS:
+        return MARKED_TAGS[name]
     line_break = "\n" if name in LINE_TAGS else ""
     if name in UNSEEN_TAGS or tag.contents is None:
         return line_break
     text = visible_text(tag.contents, hidden_link)
     if name == "b":
         return f"'''{text}'''"  # removed in the end; it shows where the text of an article begins
-    return stanzas(text) if name == "poem" else line_break + text
-
-
-def stanzas(text: str) -> str:
-    """A text that stands apart, each of its paragraphs or stanzas on one line."""
-    return "\n\n" + re.sub(r"(?<![\n\v])[ \t]*[\n\v][ \t:]*(?![\n\v])", " ", text.strip()) + "\n\n"
+    return f"\n\n{text}\n\n" if name == "poem" else line_break + text
 
 
 def template_text(template: nodes.Template, hidden_link: re.Pattern) -> str:
@@ -317,9 +321,7 @@ def template_text(template: nodes.Template, hidden_link: re.Pattern) -> str:
     for argument in template.params:
         arguments[str(argument.name).strip()] = visible_text(argument.value, hidden_link).strip()
     text = shown_text(name, arguments)
-    if text is None:
-        return UNKNOWN_TEMPLATE
-    return stanzas(text) if text.startswith("\n") else text
+    return UNKNOWN_TEMPLATE if text is None else text
 
 
 # Articles as plain text
