@@ -21,13 +21,18 @@ SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it
 # START (in old files the end of the "small print"), and from the line that says END to the next START or to the end.
 GUTENBERG = re.compile(
     r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.{0,300}?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)\s*$|"
-    r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:th(?:e|is) )?Project Gutenberg).*?"
+    r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:th(?:e|is) )?Project Gutenberg|"
+    r"Ende (?:dieses|von|des) Proje[ck]t Gutenberg).*?"
     r"(?:^\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG[^*]*\*{3}\s*$|\Z)",
     re.DOTALL | re.MULTILINE | re.IGNORECASE)
-# The beginning of a paragraph that names who made the electronic text.
+# The beginning of a paragraph that names who made the electronic text, or says what they changed.
 CREDITS = re.compile(
-    r"(?:(?:this )?e-?(?:text|book) (?:was )?(?:produced|prepared|transcribed|scanned) by|produced by|"
-    r"transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
+    r"[\[(*_]*(?:(?:this )?e-?(?:text|book) (?:was )?(?:produced|prepared|transcribed|scanned) by|produced by|"
+    r"transcribed (?:from|by)|transcriber.?s?.? notes?|this (?:file|book) was produced from|distributed proofreader|"
+    r"proofread by|(?:html|ebook) version by|"
+    r"anmerkungen? (?:zur|der) transkription|hinweise? zur transkription|dieses (?:buch|e-?book) wurde|"
+    r"notes? (?:du|de|sur la) transcri|nota d[ei]l? trascrittor|notas? del? transcriptor|opmerkingen? van de bewerker)\b",
+    re.IGNORECASE)
 # A line that holds the number of a page, perhaps with decoration: "12", "- xii -", "[Pg 12]".
 PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W*", re.IGNORECASE)
 # Numbers of notes ("[1]"), marks of pages ("{p. 12}"), pictures and notes in brackets, wherever they stand in the text.
@@ -35,7 +40,8 @@ PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W
 PAGE_MARK = re.compile(
     r"(^[ \t]*)?"
     r"(?:[\[{](?:\d{1,3}|p(?:g|age)\.?\s*[\divxlc]{1,7})[\]}]|"
-    r"\[(?:illustration|footnote|sidenote)(?:[^\[\]]|\[[^\[\]]{0,99}\]){0,999}\])"
+    r"\[(?:illustration|illustrazione|illustratie|ilustraci[oó]n|ilustração|ilustracja|abbildung|figur[ae]?|footnote|"
+    r"fußnote|note de bas de page|voetnoot|sidenote|transcriber.?s.? note|anmerkung)(?:[^\[\]]|\[[^\[\]]{0,99}\]){0,999}\])"
     r"(?(1)[ \t]*\n|)", re.IGNORECASE | re.MULTILINE)
 EMPHASIS = re.compile(r"(?<!\w)_(?=[^\s_])(.{1,999}?)(?<=[^\s_])_(?!\w)", re.DOTALL)  # _as here_, not __this__
 # Headings in capitals or not: "CHAPTER I. The Beginning", "Part the Second". A word in small letters after the number

@@ -8,6 +8,7 @@ import codecs
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ NAMESPACES = ("(?:(?:User|Wikipedia|Project|File|Image|MediaWiki|Template|Help|C
 
 TEXT_SUFFIXES = {".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown"}
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-# What a file is not read as text for, even if it is named: tables and markup, by suffix or by their first bytes.
+# What is not read as text, even if the file is named: tables and markup, by suffix or by their first bytes.
 OTHER_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".html", ".htm", ".xml", ".tex", ".epub")
 OTHER_BEGINNING = re.compile(rb"%PDF-|%!PS|\{\\rtf|PK\x03\x04|<!doctype html|<html|<\?xml", re.IGNORECASE)
 JSON_BEGINNING = re.compile(rb'\{\s*"[^"\n]*"\s*:')
@@ -44,7 +45,7 @@ WINDOWS_1252 = "windows-1252 for single bytes"  # name of an error handler: old 
 
 FILE_HIDDEN = "hidden files"
 FILE_UNKNOWN = "files of unknown formats"
-ENCODING_UNKNOWN = "files whose encoding is not recognized: name it with --encoding"
+ENCODING_UNKNOWN = "files whose encoding is not recognized; --encoding names it"
 FILE_DAMAGED = "files damaged, in part or whole"
 RECORD_DAMAGED = "pages and rows damaged"
 
@@ -96,9 +97,10 @@ def find_sources(name: str, is_wiki: bool, encoding: str = "") -> list[Source]:
     if all(source.reason for source in sources):
         flag = "--wiki" if is_wiki else "--books"
         formats = "a MediaWiki XML dump, WikiExtractor's output" if is_wiki else "text (.txt), Markdown (.md)"
-        reasons = " or ".join(sorted({source.reason for source in sources})) or "nothing"
-        raise InputError(f"{flag} {name} holds no file of a known format, but {reasons}: expected {formats}, or "
-                         ".parquet, .arrow or .jsonl with a column \"text\"")
+        counts = Counter(source.reason for source in sources)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise InputError(f"{flag} {name} holds no file of a known format ({reasons or 'it is empty'}): expected {formats}, "
+                         "or .parquet, .arrow or .jsonl with a column \"text\"")
     return sources
 
 
