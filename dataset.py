@@ -94,7 +94,7 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         last_line_blank, last_line_ended = True, True
         try:
-            with OPENERS.get(path.suffix, open)(0 if path == STDIN else path, "rt", encoding="utf-8-sig",
+            with OPENERS.get(path.suffix.lower(), open)(0 if path == STDIN else path, "rt", encoding="utf-8-sig",
                                                 errors="replace") as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
                     text = line.strip()
