@@ -225,6 +225,17 @@ class Classifier(nn.Module):
                 list(self.prediction.parameters())]
 
 
+class TokenClassifier(Classifier):
+    """The same head on the vector of every token instead of [CLS] (G, finetune/tagging)."""
+
+    def forward(self, ids: Tensor, segments: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L) ids to (B, L, outputs)."""
+        return self.prediction(self.dropout(self.encoder(ids, segments, attention_mask)))
+
+
+CLASSIFIERS = {"classifier": Classifier, "token classifier": TokenClassifier}  # by their names in weights files
+
+
 def initialize(module: nn.Module, std: float) -> None:
     """The original's initial weights: truncated normal, biases 0, Glorot for the embedding projection."""
     for name, child in module.named_modules():
@@ -335,7 +346,7 @@ def gumbel_noise(draws: Tensor) -> Tensor:
 class SavedNetwork(NamedTuple):
     """One network with everything that using it needs: the content of a weights file."""
 
-    kind: str  # generator, discriminator or classifier
+    kind: str  # generator, discriminator, classifier or token classifier
     network: nn.Module
     config: ModelConfig
     tokenizer: str  # JSON of the tokenizers library
@@ -377,8 +388,8 @@ def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor
     if config.layers > len(weights):  # a damaged number would build layers without end
         raise ValueError(f"{config.layers} layers from {len(weights)} weights")
     with torch.device("meta"):  # takes no memory, so sizes that don't match the weights can do no harm
-        if kind == "classifier":
-            network = Classifier(config, outputs=len(weights["prediction.bias"]))
+        if kind in CLASSIFIERS:
+            network = CLASSIFIERS[kind](config, outputs=len(weights["prediction.bias"]))
         else:
             network = {"generator": Generator, "discriminator": Discriminator}[kind](config)
     for name, weight in weights.items():
