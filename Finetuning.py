@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import sys
@@ -24,19 +23,20 @@ from tqdm import tqdm
 from dataset import Vocabulary, content_key
 from model import CLASSIFIERS, Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
 from studies.tracking import MetricsLog
-from tasks.data import TaskData
+from tasks.data import Row, TaskData
 from tasks.encoding import Examples, length_batches, training_examples
-from tasks.glue import read_all_tasks, read_named_task, saved_task
+from tasks.glue import read_tasks, saved_task
 from tasks.prediction import Predictor, UserFile, evaluate, read_user_file, write_predictions
-from tasks.results import (RunResult, models_table, read_results, require_same_settings, scores_text, statistics_text,
-                           write_held_out, write_results)
+from tasks.results import (RunResult, models_table, output_folders, read_results, require_same_settings, run_report,
+                           scores_text, statistics_text, weights_key, write_held_out, write_results)
 from tasks.task import Task
 from utils import (Adam, InputError, Precision, bounded, load, locked, newest_run_file, pick_device, pick_precision,
                    read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite)
 
 ADAM_EPS = 1e-6  # google-research/electra, model/optimization.py
 ENCODERS = {"disc.pt": "discriminator"}  # files of a run folder with an encoder to fine-tune, and the networks in them
-LOG_STEPS = 20
+LOG_STEPS = 20  # between lines of metrics.jsonl
+CHECKPOINT = "checkpoint.pt"  # of an unfinished run
 # Settings that choose runs, files or a device. Runs of one folder may differ in these and in no others.
 NOT_COMPARED = {"task", "weights", "data_dir", "output", "epochs", "seed", "seeds", "predict", "predict_file",
                 "probabilities", "save_model", "device"}
@@ -116,26 +116,34 @@ class Experiment(NamedTuple):
         """Most tokens of an example."""
         return self.settings.max_length or min(task.max_length, self.saved.config.max_positions)
 
+    def predictor(self, task: Task, classifier: Classifier) -> Predictor:
+        """The classifier with all that answering needs."""
+        return Predictor(classifier, task, self.vocabulary, self.precision, self.max_length(task),
+                         4 * self.settings.batch_size, self.settings.probabilities)
+
 
 @reports_input_errors
 def main(argv: list[str]) -> int:
     settings = read_settings(Finetuning, argv)
-    networks = [read_weights(settings, source) for source in settings.weights or [newest_run_file("disc.pt")]]
+    networks = dict(read_weights(settings, source) for source in settings.weights or [newest_run_file("disc.pt")])
     check(settings, networks)
-    data = read_rows(settings, *networks[0])
+    source, saved = next(iter(networks.items()))
+    trained = saved_task(saved.task, source) if saved.kind in CLASSIFIERS else None
+    data = read_tasks(settings.task, Path(settings.data_dir), trained, settings.predict)
     user_file = read_user_file(Path(settings.predict_file), data[0].task) if settings.predict_file else None
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    for line in (line for task_data in data for line in task_data.notes):
-        print(line)
+    print(*(note for task_data in data for note in task_data.notes), sep="\n")
     models = {}
-    for source, saved in networks:
-        experiment = Experiment(settings, source, saved, Vocabulary.of_network(saved, source), output_folder(settings, source),
-                                device, precision, user_file)
-        print(f"weights: {source}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: "
-              f"{experiment.output}; {device}, {precision.name}")
-        with locked(experiment.output / ".lock", wait=False):
-            if saved.kind in CLASSIFIERS:
+    name = ("tasks" if str(settings.task).endswith(".toml") else "glue") + ("-scratch" if settings.from_scratch else "")
+    outputs = output_folders(list(networks), settings.output, "" if trained else name)
+    for (source, saved), output in zip(networks.items(), outputs, strict=True):
+        vocabulary = Vocabulary.of_network(saved, source)
+        experiment = Experiment(settings, source, saved, vocabulary, output, device, precision, user_file)
+        print(f"weights: {source}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: {output}; "
+              f"{device}, {precision.name}")
+        with locked(output / ".lock", wait=False):
+            if trained:
                 apply_classifier(experiment, data[0])
                 return 0
             models[source] = {task_data.key: finetune_task(experiment, task_data) for task_data in data}
@@ -144,27 +152,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def check(settings: Finetuning, networks: list[tuple[str, SavedNetwork]]) -> None:
+def check(settings: Finetuning, networks: dict[str, SavedNetwork]) -> None:
     """InputError for a combination that can't work."""
-    is_all = (settings.task or "").lower() == "all"
-    is_trained = any(saved.kind in CLASSIFIERS for _, saved in networks)
+    is_all = settings.task is not None and settings.task.lower() == "all"
+    is_trained = any(saved.kind in CLASSIFIERS for saved in networks.values())
     require(not (is_all and settings.predict_file), "--predict-file expects one --task, not all")
     require(settings.task is not None or is_trained,
             "--task is missing: name a TOML file, a task of GLUE or all, or a model.pt with --weights")
     require(not is_trained or (len(networks) == 1 and not is_all),
-            "--weights model.pt is fine-tuned already: it can't be compared with others or trained on all tasks")
-    outputs = {str(output_folder(settings, source)) for source, _ in networks}
-    require(len(outputs) == len(networks), f"two of --weights would write into {' and '.join(sorted(outputs))}: give the runs "
-            "different names")
-
-
-def read_rows(settings: Finetuning, source: str, saved: SavedNetwork) -> list[TaskData]:
-    """The rows of the tasks."""
-    data_dir = Path(settings.data_dir)
-    if (settings.task or "").lower() == "all":
-        return read_all_tasks(data_dir, settings.predict)
-    trained = saved_task(saved.task, source) if saved.kind in CLASSIFIERS else None
-    return [read_named_task(settings.task, data_dir, trained, settings.predict)]
+            "--weights names a model.pt, which is fine-tuned already: expected no other weights and one task or none")
 
 
 # Weights
@@ -184,26 +180,6 @@ def read_weights(settings: Finetuning, source: str | Path) -> tuple[str, SavedNe
     return str(path), saved
 
 
-def output_folder(settings: Finetuning, source: str) -> Path:
-    """--output, with a folder in it for each of several models; else runs/NAME/glue or tasks, or the folder of a model.pt."""
-    path = Path(source)
-    name = (path.parent if path.suffix == ".pt" else path).resolve().name
-    if settings.output:
-        return Path(settings.output, *([name] if len(settings.weights) > 1 else []))
-    if path.name == "model.pt":
-        return path.parent
-    folder = "tasks" if settings.task and settings.task.endswith(".toml") else "glue"
-    return Path("runs") / name / (folder + ("-scratch" if settings.from_scratch else ""))
-
-
-def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
-    """A text that changes with any weight of the encoder and any piece of the vocabulary."""
-    digest = hashlib.blake2b(vocabulary.to_json().encode(), digest_size=8)
-    for weight in saved.network.encoder.state_dict().values():
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()
-
-
 # Runs
 
 
@@ -219,15 +195,19 @@ def finetune_task(experiment: Experiment, data: TaskData) -> list[RunResult]:
     if data.held_out:
         write_held_out(output / data.key / "held-out.tsv", data)
         print(f"{data.task.name}: the dev rows are a tenth of the training file, {output / data.key / 'held-out.tsv'}")
-    steps = compared["epochs"] * math.ceil(len(data.train) * (1 + data.task.both_orders) / settings.batch_size)
-    with tqdm(total=len(new_seeds) * steps, unit=" steps", mininterval=1) as bar:
+    examples = training_examples(data.train, data.task, experiment.vocabulary, compared["max_length"])
+    if examples.cut:
+        print(f"warning: {examples.cut:,} of {len(examples.segments):,} training examples are longer than "
+              f"{compared['max_length']} tokens and are cut: see --max-length")
+    steps = compared["epochs"] * math.ceil(len(examples.segments) / settings.batch_size)
+    with tqdm(total=len(new_seeds) * steps, unit=" steps", mininterval=1, disable=not new_seeds) as bar:
         for seed in seeds:
             if seed not in new_seeds:
                 tqdm.write(f"{data.task.name}, seed {seed}: finished before, {scores_text(results[data.key, seed].scores)}")
                 continue
-            results[data.key, seed] = finetune(experiment, data, seed, compared, bar)
+            results[data.key, seed] = finetune(experiment, data, examples, seed, compared, bar)
             write_results(output, list(results.values()))
-            (run_folders(output, data.key, seed)[0] / "checkpoint.pt").unlink(missing_ok=True)
+            (run_folders(output, data.key, seed)[0] / CHECKPOINT).unlink(missing_ok=True)
     runs = [results[data.key, seed] for seed in seeds]
     print(statistics_text(data.task.name, runs))
     return runs
@@ -260,27 +240,27 @@ def run_folders(output: Path, key: str, seed: int) -> tuple[Path, Path]:
     return output / key / f"seed-{seed}", output / f"seed-{seed}"
 
 
-def finetune(experiment: Experiment, data: TaskData, seed: int, compared: dict[str, Any], bar: tqdm) -> RunResult:
+def finetune(experiment: Experiment, data: TaskData, examples: Examples, seed: int, compared: dict[str, Any],
+             bar: tqdm) -> RunResult:
     """One run: trains, evaluates, predicts, and keeps the model if --save-model."""
     start = time.perf_counter()
     folder, submissions = run_folders(experiment.output, data.key, seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(experiment.saved.config, dropout=experiment.settings.dropout)
     classifier = new_classifier(experiment, config, data.task, seed)
-    scores = train(experiment, data, classifier, compared, seed, folder, bar)
-    answering = predictor(experiment, data.task, classifier)
+    answering = experiment.predictor(data.task, classifier)
+    run = Run(seed, folder, compared, examples, answering, bar)
+    scores = train(run, new_optimizer(experiment.settings, classifier), experiment.precision.scaler(), data.dev)
     test_scores = evaluate(answering, {"test": data.test}, folder) if data.test else {}
     write_predictions(answering, data.unlabelled, submissions, experiment.user_file, folder)
     dev_rows = {split or "dev": len(rows) for split, rows in data.dev.items()}
-    run = RunResult(data.key, seed, scores, test_scores, compared, experiment.source, len(data.train), data.skipped, dev_rows,
-                    str(experiment.device), round(time.perf_counter() - start, 1))
+    result = RunResult(data.key, seed, scores, test_scores, compared, experiment.source, len(data.train), data.skipped,
+                       dev_rows, str(experiment.device), round(time.perf_counter() - start, 1))
     if experiment.settings.save_model:
-        report = (f"Fine-tuned on {data.task.name}; dev: {scores_text(scores)}.\n\n## The run\n\n```json\n"
-                  f"{json.dumps(run._asdict(), indent=1)}\n```")
-        task = dataclasses.replace(data.task, max_length=compared["max_length"])
-        save_network(folder / "model.pt", SavedNetwork(task.network, classifier, config, experiment.vocabulary.to_json(),
-                                                       task.to_json(), report))
-    return run
+        task, tokenizer = dataclasses.replace(data.task, max_length=compared["max_length"]), experiment.vocabulary.to_json()
+        save_network(folder / "model.pt", SavedNetwork(task.network, classifier, config, tokenizer, task.to_json(),
+                                                       run_report(task, result)))
+    return result
 
 
 def apply_classifier(experiment: Experiment, data: TaskData) -> None:
@@ -288,19 +268,12 @@ def apply_classifier(experiment: Experiment, data: TaskData) -> None:
     require(bool(data.dev or data.test or data.unlabelled or experiment.user_file),
             f"nothing to do for {experiment.source}: {data.task.name}'s labelled files are not there; set --task and "
             "--data-dir or name texts with --predict-file")
-    answering = predictor(experiment, data.task, experiment.saved.network.to(experiment.device))
+    answering = experiment.predictor(data.task, experiment.saved.network.to(experiment.device))
     folder = experiment.output / "predictions"
     splits = data.dev | ({"test": data.test} if data.test else {})
     if splits:
         print(f"{data.task.name}: {scores_text(evaluate(answering, splits))}")
     write_predictions(answering, data.unlabelled, folder, experiment.user_file, folder)
-
-
-def predictor(experiment: Experiment, task: Task, classifier: Classifier) -> Predictor:
-    """The classifier with all that answering needs."""
-    settings = experiment.settings
-    return Predictor(classifier, task, experiment.vocabulary, experiment.precision, experiment.max_length(task),
-                     4 * settings.batch_size, settings.probabilities)
 
 
 # Training
@@ -341,86 +314,79 @@ def new_optimizer(settings: Finetuning, classifier: Classifier) -> torch.optim.O
     return Adam(groups, settings.learning_rate, ADAM_EPS)
 
 
-class Training(NamedTuple):
-    """What the epochs of one run share."""
+class Run(NamedTuple):
+    """What the epochs of one seed share."""
 
-    classifier: Classifier
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    seed: int
+    folder: Path
+    compared: dict[str, Any]  # settings on which the result depends
     examples: Examples
-    warmup: int  # steps over which the rate grows
-    total: int  # steps of all epochs
+    answering: Predictor  # with the classifier that is trained
+    bar: tqdm  # of the steps of all seeds
+
+    def epoch_steps(self) -> int:
+        return math.ceil(len(self.examples.segments) / self.compared["batch_size"])
 
 
-def train(experiment: Experiment, data: TaskData, classifier: Classifier, compared: dict[str, Any], seed: int, folder: Path,
-          bar: tqdm) -> dict[str, float]:
-    """The epochs of one run that are not done yet, each evaluated; the scores after the last, as the original reports them.
+def train(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+          dev: dict[str, list[Row]]) -> dict[str, float]:
+    """The epochs that are not done yet, each evaluated; the scores after the last, as the original reports them.
 
-    `folder` gets metrics.jsonl, TensorBoard events, the last answers to the dev rows, and after each epoch all that resuming
-    needs. The random state isn't saved: seed and epoch determine it.
+    The run's folder gets metrics.jsonl, TensorBoard events, the last answers to the dev rows, and after each epoch all
+    that resuming needs. The random state isn't saved: seed and epoch determine it.
     """
-    settings, task, epochs = experiment.settings, data.task, compared["epochs"]
-    examples = training_examples(data.train, task, experiment.vocabulary, compared["max_length"])
-    if examples.cut:
-        tqdm.write(f"warning: {examples.cut:,} of {len(examples.segments):,} training examples are longer than "
-                   f"{compared['max_length']} tokens and are cut: see --max-length")
-    epoch_steps = math.ceil(len(examples.segments) / settings.batch_size)
-    training = Training(classifier, new_optimizer(settings, classifier), experiment.precision.scaler(), examples,
-                        int(epochs * epoch_steps * settings.warmup_share), epochs * epoch_steps)
-    first_epoch, skipped, scores = restore(training, folder, f"{data.key}, seed {seed}, unfinished,", compared)
-    log = MetricsLog(folder, first_epoch * epoch_steps)
-    bar.update(first_epoch * epoch_steps)
-    for epoch in range(first_epoch, epochs):
-        bar.set_description(f"{task.name}, seed {seed}, epoch {epoch + 1} of {epochs}")
-        torch.manual_seed(int(np.random.default_rng((seed, epoch)).integers(1 << 62)))  # of dropout
-        skipped += train_epoch(experiment, training, task, epoch * epoch_steps, np.random.default_rng((seed, epoch)), log, bar)
-        step = (epoch + 1) * epoch_steps
+    classifier, name = run.answering.classifier, f"{run.answering.task.name}, seed {run.seed}"
+    begin, skipped, scores = 0, 0, {}
+    checkpoint = read_checkpoint(run.folder / CHECKPOINT, run.compared)
+    if checkpoint:
+        begin, skipped, scores = (checkpoint[name] for name in ("epochs", "skipped", "scores"))
+        for part, key in ((classifier, "weights"), (optimizer, "optimizer"), (scaler, "scaler")):
+            part.load_state_dict(checkpoint[key])
+        tqdm.write(f"{name}: goes on after epoch {begin}")
+    log = MetricsLog(run.folder, begin * run.epoch_steps())
+    run.bar.update(begin * run.epoch_steps())
+    for epoch in range(begin, run.compared["epochs"]):
+        run.bar.set_description(f"{name}, epoch {epoch + 1} of {run.compared['epochs']}")
+        skipped += train_epoch(run, optimizer, scaler, epoch, log)
+        step = (epoch + 1) * run.epoch_steps()
         if skipped:
             tqdm.write(f"warning: {skipped} of {step} steps were skipped: their gradients were not finite")
         require(skipped < step, "no step had a finite gradient: the model has diverged, lower --learning-rate")
-        scores = evaluate(predictor(experiment, task, classifier), data.dev, folder)
+        scores = evaluate(run.answering, dev, run.folder)
         log.write(step, True, scores)
-        bar.set_postfix_str(scores_text(scores))
-        save(folder / "checkpoint.pt",
-             {"epoch": epoch + 1, "skipped": skipped, "scores": scores, "settings": json.dumps(compared),
-              "weights": classifier.state_dict(), "optimizer": training.optimizer.state_dict(),
-              "scaler": training.scaler.state_dict()})
+        run.bar.set_postfix_str(scores_text(scores))
+        save(run.folder / CHECKPOINT,
+             {"epochs": epoch + 1, "skipped": skipped, "scores": scores, "settings": json.dumps(run.compared),
+              "weights": classifier.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
     log.events.close()
     return scores
 
 
-def restore(training: Training, folder: Path, name: str, compared: dict[str, Any]) -> tuple[int, int, dict[str, float]]:
-    """The number of epochs done, of skipped steps, and the last scores, of a run that was interrupted; else 0, 0 and none.
-
-    InputError if the run had other settings. A damaged checkpoint is left out with a warning.
-    """
-    path = folder / "checkpoint.pt"
+def read_checkpoint(path: Path, compared: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted run saved after its last whole epoch, {} if there is nothing; InputError for other settings."""
     if not path.exists():
-        return 0, 0, {}
+        return {}
     try:
         checkpoint = load(path)
     except InputError as error:
-        tqdm.write(f"warning: {error}; the run begins again")
-        return 0, 0, {}
-    require_same_settings(name, json.loads(checkpoint["settings"]), compared, folder)
-    training.classifier.load_state_dict(checkpoint["weights"])
-    training.optimizer.load_state_dict(checkpoint["optimizer"])
-    if checkpoint["scaler"]:  # empty unless the run is fp16
-        training.scaler.load_state_dict(checkpoint["scaler"])
-    tqdm.write(f"{name.split(', unf')[0]}: goes on after epoch {checkpoint['epoch']}")
-    return checkpoint["epoch"], checkpoint["skipped"], checkpoint["scores"]
+        raise InputError(f"{error}: delete it to begin this run again") from None
+    require_same_settings("an unfinished run", json.loads(checkpoint["settings"]), compared, path.parent)
+    return checkpoint
 
 
-def train_epoch(experiment: Experiment, training: Training, task: Task, step: int, rng: np.random.Generator, log: MetricsLog,
-                bar: tqdm) -> int:
-    """One epoch from `step` on; how many of its steps were skipped. Such a step, without a finite gradient, changes nothing."""
-    settings, device, precision = experiment.settings, experiment.device, experiment.precision
-    classifier, optimizer, scaler, examples, warmup, total = training
+def train_epoch(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, epoch: int,
+                log: MetricsLog) -> int:
+    """One epoch; how many of its steps were skipped. Such a step, without a finite gradient, changes nothing."""
+    classifier, task, vocabulary, precision, max_length, *_ = run.answering
+    examples, device = run.examples, classifier.prediction.weight.device
+    first_step, total = epoch * run.epoch_steps(), run.compared["epochs"] * run.epoch_steps()
+    warmup = int(total * run.compared["warmup_share"])
+    batches = length_batches(examples.segments, vocabulary, max_length, run.compared["batch_size"],
+                             np.random.default_rng((run.seed, epoch)))
+    torch.manual_seed(int(np.random.default_rng((run.seed, epoch, 1)).integers(1 << 62)))  # of dropout
     classifier.train()
     sums, made = torch.zeros(2, device=device), 0  # loss and number of steps made since the last line of metrics
-    first_step, last_step = step, step + math.ceil(len(examples.segments) / settings.batch_size)
-    for numbers, batch in length_batches(examples.segments, experiment.vocabulary, experiment.max_length(task),
-                                         settings.batch_size, rng):
+    for step, (numbers, batch) in enumerate(batches, first_step):
         # Forward and backward pass
         with precision.autocast():
             outputs = classifier(*batch.to(device))
@@ -430,7 +396,7 @@ def train_epoch(experiment: Experiment, training: Training, task: Task, step: in
         scaler.scale(loss).backward()
         # Clip the gradient and follow the schedule
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(classifier.parameters(), settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(classifier.parameters(), run.compared["clip_norm"])
         for group in optimizer.param_groups:
             group["lr"] = scheduled_rate(step, group["highest_rate"], warmup, total)
         # The step, which the device leaves out if the gradient is not finite
@@ -440,14 +406,15 @@ def train_epoch(experiment: Experiment, training: Training, task: Task, step: in
         optimizer.zero_grad()
         # Progress
         sums += torch.stack([torch.where(norm.isfinite(), loss.detach(), 0.0), norm.isfinite()])
-        step += 1
-        bar.update()
-        if step % LOG_STEPS == 0 or step == last_step:
+        run.bar.update()
+        done = step + 1
+        if done % LOG_STEPS == 0 or done == first_step + run.epoch_steps():
             loss_sum, steps_made = sums.tolist()
             made += int(steps_made)
             sums.zero_()
-            log.write(step, False, {"loss": loss_sum / max(1, steps_made), "learning_rate": optimizer.param_groups[-1]["lr"]})
-    return last_step - first_step - made
+            rate = optimizer.param_groups[-1]["lr"]
+            log.write(done, False, {"loss": loss_sum / max(1, steps_made), "learning_rate": rate})
+    return run.epoch_steps() - made
 
 
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:

@@ -273,9 +273,9 @@ def hold_out(rows: list[Row], task: Task, source: str) -> tuple[list[Row], list[
             first_row.setdefault(row.label, row)
         for number, count in Counter(labels).items():
             line = first_row[number].line
-            require(count > 1, f"{source}, line {line}: the class {task.classes[number]!r} has this row only, so it can't be "
-                    "in training and held-out rows: add rows, name a dev file, or leave it out"
-                    + (". If this line is the header, check its names" if line == 1 else ""))
+            hint = ". If this line is the header, check its names" if line == 1 else ""
+            require(count > 1, f"{source}, line {line}: the class {task.classes[number]!r} has this row only, so it can't "
+                    f"be in training and held-out rows: add rows, name a dev file, or leave it out{hint}")
         size = max(size, len(set(labels)))
     require(len(rows) >= 2 * size, f"{source} has {len(rows)} rows, too few to hold out {size} of them: name a dev file")
     train, dev = train_test_split(range(len(rows)), test_size=size, random_state=0, stratify=labels)
@@ -290,7 +290,8 @@ def notes_on(train: list[Row], dev: dict[str, list[Row]], task: Task, files: Tas
     yield f"{task.name}: {len(train):,} training rows, {sizes}"
     if task.classes:
         total = sum(labels.values())
-        shares = [f"{name} {labels[number]:,} ({labels[number] / total:.1%})" for number, name in enumerate(task.classes)]
+        counts = [(name, labels[number]) for number, name in enumerate(task.classes)]
+        shares = [f"{name} {count:,} ({count / total:.1%})" for name, count in counts]
         yield f"{task.name}: {unit}{len(task.classes)} classes: {listed(shares)}"
     for number, name in enumerate(task.classes):
         if labels[number] == 0:

@@ -1,4 +1,4 @@
-"""Files of rows in (.tsv, .csv, .jsonl, .parquet, CoNLL's columns, data sets of the hub), records by column out; and back."""
+"""Files of rows (.tsv, .csv, .jsonl, .parquet, CoNLL's columns, the hub's data sets) in, records by column out; and back."""
 
 import csv
 import io

@@ -81,11 +81,18 @@ class GlueFiles(TaskFiles):
                 f"{', '.join(filter(None, files))} from {GLUE_URL} into {self.folder}, or set --data-dir")
 
 
-def read_named_task(name: str | None, data_dir: Path, trained: Task | None, predicting: bool) -> TaskData:
-    """The rows of GLUE's task or of the task in a TOML file, for training or for applying the model that is `trained`.
+def read_tasks(name: str | None, data_dir: Path, trained: Task | None, predicting: bool) -> list[TaskData]:
+    """The rows of all of GLUE, one of its tasks or that of a TOML file, for training.
 
-    Without a name there are none. Raises InputError for a task that isn't the model's.
+    Or for applying a model, whose task is `trained`; InputError for another one.
     """
+    if name is not None and name.lower() == "all":
+        return read_all_tasks(data_dir, predicting)
+    return [read_named_task(name, data_dir, trained, predicting)]
+
+
+def read_named_task(name: str | None, data_dir: Path, trained: Task | None, predicting: bool) -> TaskData:
+    """The rows of one task; none without a name."""
     if name is None:
         return TaskData(trained.name, trained, [], 0, {}, [], {}, [], False)
     key, path = task_key(name), Path(name)
@@ -93,9 +100,10 @@ def read_named_task(name: str | None, data_dir: Path, trained: Task | None, pred
     task = read_task_file(path) if path.suffix == ".toml" else TASKS[TASKS[key].trained_on or key]
     if trained:
         same = task.name == trained.name and task.kind == trained.kind and task.classes in ((), trained.classes)
-        require(same, f"--weights was fine-tuned on {trained.name} ({listed(trained.classes) or 'regression'}): expected that "
-                "task or none")
-        task = dataclasses.replace(task, classes=trained.classes, range=trained.range, metrics=task.metrics or trained.metrics)
+        require(same, f"--weights was fine-tuned on {trained.name} ({listed(trained.classes) or 'regression'}): expected "
+                "this task or none")
+        metrics = task.metrics or trained.metrics
+        task = dataclasses.replace(task, classes=trained.classes, range=trained.range, metrics=metrics)
     if path.suffix == ".toml":
         data = read_data(task.name, task, TaskFiles(task, path.parent), trained is None, predicting)
     else:

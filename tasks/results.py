@@ -1,5 +1,6 @@
 """What fine-tuning runs leave: results.json and results.md, predictions, errors, statistics over seeds, tables of models."""
 
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dataset import Vocabulary
+from model import SavedNetwork
 from tasks.data import Row, TaskData, by_sentence, true_labels
 from tasks.files import word_text
 from tasks.glue import TASKS
@@ -39,6 +42,22 @@ class RunResult(NamedTuple):
     dev_rows: dict[str, int]
     device: str
     seconds: float
+
+
+def output_folders(sources: Sequence[str], output: str | None, name: str) -> list[Path]:
+    """Results folders of networks: `output`, with a folder in it for each of several; else runs/RUN/`name`, where RUN is the
+    run folder of the weights or their name on the hub; without a name the folder of the file."""
+    folders = []
+    for path in map(Path, sources):
+        folder = path.parent if path.suffix == ".pt" else path
+        run = folder.resolve().name
+        if output:
+            folders.append(Path(output, run) if len(sources) > 1 else Path(output))
+        else:
+            folders.append(Path("runs", run, name) if name else folder)
+    require(len(set(folders)) == len(folders), f"two of --weights would have their results in one of the folders "
+            f"{', '.join(map(str, folders))}: give the runs different names")
+    return folders
 
 
 def read_results(path: Path) -> dict[tuple[str, int], RunResult]:
@@ -85,6 +104,20 @@ def require_same_settings(name: str, before: dict[str, Any], settings: dict[str,
     for key, value in settings.items():
         require(before.get(key) == value, f"{folder} holds {name} with {key} = {before.get(key)}, this command has {value}: "
                 "choose another --output")
+
+
+def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
+    """A text that changes with any weight of the encoder and any piece of the vocabulary."""
+    digest = hashlib.blake2b(vocabulary.to_json().encode(), digest_size=8)
+    for weight in saved.network.encoder.state_dict().values():
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_report(task: Task, run: RunResult) -> str:
+    """A run in Markdown, for a model card."""
+    content = json.dumps(run._asdict(), indent=1)
+    return f"Fine-tuned on {task.name}; dev: {scores_text(run.scores)}.\n\n## The run\n\n```json\n{content}\n```"
 
 
 def write_tsv(path: Path, header: list[str], *columns: list[str]) -> None:

@@ -43,7 +43,8 @@ class Task:
     subset: str = ""
     """Name of a configuration of the data set."""
     dev: str | dict[str, str] = ""
-    """File of labelled rows to evaluate on, or several by the prefix of their scores. Empty: a tenth of the training rows."""
+    """File of labelled rows to evaluate on, or several by the prefix of their scores. Empty: a tenth of the training
+    rows."""
     test: str = ""
     """File of labelled rows whose scores are reported beside those of dev."""
     unlabelled: str | dict[str, str] = ""

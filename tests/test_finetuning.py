@@ -19,8 +19,10 @@ import Finetuning as script
 from dataset import Vocabulary
 from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
 from model import Classifier, ModelConfig
+from tasks.data import Row
 from tasks.encoding import length_batches, similar_batches, training_examples
-from tasks.glue import TASKS, Row, TaskFiles, read_task, task_key
+from tasks.glue import TASKS, TRAINED, GlueFiles, read_task, task_key
+from tasks.prediction import predict
 from tasks.results import PUBLISHED
 from utils import load, pick_precision, scheduled_rate
 
@@ -39,15 +41,19 @@ def tune(tmp_path, vocabulary, glue, capsys):
 
 
 def new_experiment(weights, output, **settings):
-    settings = Finetuning(task="rte", weights=str(weights), **settings)
-    source, saved = read_weights(settings, "rte")
+    settings = Finetuning(task="rte", weights=(str(weights),), **settings)
+    source, saved = read_weights(settings, weights)
     device = torch.device("cpu")
     return Experiment(settings, source, saved, Vocabulary.of_network(saved, source), output, device,
-                      pick_precision("fp32", device), [])
+                      pick_precision("fp32", device), None)
 
 
 def table(path):
     return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 # Whole runs
@@ -58,17 +64,17 @@ ORACLES = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corr
            "spearman": lambda a, b: scipy.stats.spearmanr(a, b)[0]}
 
 
-@pytest.mark.parametrize("key", [key for key, task in TASKS.items() if task.dev])
+@pytest.mark.parametrize("key", TRAINED)
 def test_every_task_scores_as_the_libraries_do_and_predicts_every_test_row(tune, tmp_path, key):
     code, _, err = tune("--task", TASKS[key].name.lower(), "--predict")
     assert code == 0, err
     run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
     task, folder = TASKS[key], tmp_path / "out" / key / "seed-0"
     names = set()
-    for split in task.dev:
+    for split in task.dev_files():
         head, *rows = table(folder / f"dev{split and '-' + split}.tsv")
         assert head == ["label", "prediction"] and len(rows) == 14
-        columns = [[task.labels.index(word) if task.labels else float(word) for word in column]
+        columns = [[task.classes.index(word) if task.classes else float(word) for word in column]
                    for column in zip(*rows, strict=True)]
         for metric in task.metrics:
             names.add(f"{split}_{metric}".lstrip("_"))
@@ -79,8 +85,9 @@ def test_every_task_scores_as_the_libraries_do_and_predicts_every_test_row(tune,
     for name in submissions:
         head, *rows = table(tmp_path / "out" / "seed-0" / f"{name}.tsv")
         assert head == ["index", "prediction"] and [row[0] for row in rows] == [str(n) for n in range(14)]
-        assert all(row[1] in task.labels if task.labels else 0 <= float(row[1]) <= 5 for row in rows)
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+        assert all(row[1] in task.classes if task.classes else 0 <= float(row[1]) <= 5 for row in rows)
+    dev, = (record for record in records(folder) if record["heldout"])
+    assert {name: dev[name] for name in names} == run["scores"] and list(folder.glob("events.out.tfevents*"))
 
 
 def test_finished_runs_are_not_repeated_and_other_settings_are_refused(tune, tmp_path):
@@ -116,14 +123,14 @@ def test_a_saved_model_predicts_without_training_what_it_predicted_after_trainin
     assert table(again / "AX.tsv") == table(tmp_path / "out" / "seed-0" / "AX.tsv")
     assert table(again / "lines-predictions.tsv") == table(folder / "lines-predictions.tsv")
     assert [row[0] for row in table(again / "lines-predictions.tsv")] == ["line", "1", "3"]
-    assert "fine-tuned on mnli" in tune("--task", "rte", source=model)[2]
+    assert "fine-tuned on MNLI" in tune("--task", "rte", source=model)[2]
 
 
 def test_all_runs_what_is_there_and_prints_the_published_rows(tune, tmp_path, glue):
     data = tmp_path / "data"
     for name in ("rte", "CoLA"):
         (data / name).parent.mkdir(exist_ok=True)
-        (data / name).symlink_to(TaskFiles(task_key(name), glue).folder)
+        (data / name).symlink_to(GlueFiles(task_key(name), glue).folder)
     code, out, _ = tune("--task", "all", "--seeds", "2", data=data)
     assert code == 0 and "SST-2 left out" in out and "n 2" in out
     row = next(line for line in out.splitlines() if line.startswith("| ELECTRA-Small++"))
@@ -147,7 +154,7 @@ def test_layer_rates_are_the_original_s_or_the_published_formula_s():
 def test_both_orders_double_the_steps_and_the_rate_follows_the_schedule(tune, tmp_path):
     for key, factor in (("mrpc", 2), ("rte", 1)):
         tune("--task", key)
-        line = json.loads((tmp_path / "out" / key / "seed-0" / "metrics.jsonl").read_text())
+        line = records(tmp_path / "out" / key / "seed-0")[0]
         steps = math.ceil(9 * factor / 4)
         assert line["step"] == steps
         assert line["learning_rate"] == pytest.approx(scheduled_rate(steps - 1, 3e-4, int(steps * 0.1), steps))
@@ -172,11 +179,11 @@ def test_mrpc_and_stsb_train_on_both_orders(vocabulary):
     rows = [Row("0", ("the dog", "a cat"), 1.0), Row("1", ("red", "green tree"), 0.0)]
     one = {True: ["the dog", "red"], False: ["a cat", "green tree"]}
     for key in ("mrpc", "stsb", "qqp"):
-        examples, labels = training_examples(rows, TASKS[key], vocabulary, 20)
+        examples = training_examples(rows, TASKS[key], vocabulary, 20)
         both = key != "qqp"
-        assert list(labels) == [1.0, 0.0] * (1 + both)
+        assert np.concatenate(examples.labels).tolist() == [1.0, 0.0] * (1 + both)
         firsts = one[True] + one[False] * both
-        assert [list(first) for first, _ in examples] == vocabulary.encode(firsts)
+        assert [list(first) for first, _ in examples.segments] == vocabulary.encode(firsts)
 
 
 def test_the_classifier_is_a_linear_layer_on_cls_after_dropout():
@@ -194,8 +201,9 @@ def test_predictions_come_in_the_order_of_their_rows(tmp_path, vocabulary):
     classifier = script.new_classifier(experiment, experiment.saved.config, TASKS["rte"], 0)
     rng = np.random.default_rng(0)
     rows = [Row("", tuple(" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2)), 0.0) for _ in range(23)]
-    alone = np.concatenate([script.predict(experiment, classifier, [row]) for row in rows])
-    assert np.allclose(script.predict(experiment, classifier, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
+    answering = experiment.predictor(TASKS["rte"], classifier)
+    alone = np.concatenate([predict(answering, [row]) for row in rows])
+    assert np.allclose(predict(answering, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
 
 
 def test_training_equals_plain_steps_of_adam_without_bias_correction(tune, tmp_path, vocabulary, glue):
@@ -207,13 +215,13 @@ def test_training_equals_plain_steps_of_adam_without_bias_correction(tune, tmp_p
     config = dataclasses.replace(experiment.saved.config, dropout=0.0)
     classifier = script.new_classifier(experiment, config, TASKS["rte"], 0)
     rows = read_task("rte", glue, training=True, predicting=False).train
-    examples, labels = training_examples(rows, TASKS["rte"], vocabulary, 24)
+    examples = training_examples(rows, TASKS["rte"], vocabulary, 24)
     groups = layerwise_groups(classifier, 0.01, 0.8, False)
     moments = {p: [torch.zeros_like(p), torch.zeros_like(p)] for p in classifier.parameters()}
-    batches = length_batches(examples, vocabulary, 24, 4, np.random.default_rng((0, 0)))
+    batches = length_batches(examples.segments, vocabulary, 24, 4, np.random.default_rng((0, 0)))
     for step, (numbers, batch) in enumerate(batches):
         classifier.zero_grad()
-        torch.nn.functional.cross_entropy(classifier(*batch), torch.tensor(labels[numbers]).long()).backward()
+        torch.nn.functional.cross_entropy(classifier(*batch), torch.tensor([rows[n].label for n in numbers])).backward()
         norm = torch.stack([p.grad.norm() for p in classifier.parameters()]).norm()
         for group in groups:
             for p in group["params"]:
@@ -243,7 +251,7 @@ def test_steps_without_a_finite_gradient_change_nothing_and_are_reported(tune, t
         monkeypatch.setattr(script, "task_loss", nan_at([2]))
         code, out, err = tune("--task", "rte", "--save-model", "--protocol", protocol, output=tmp_path / protocol)
         assert code == 0 and "1 of 3 steps were skipped" in out + err
-        line = json.loads((tmp_path / protocol / "rte" / "seed-0" / "metrics.jsonl").read_text())
+        line = records(tmp_path / protocol / "rte" / "seed-0")[0]
         weights = load(tmp_path / protocol / "rte" / "seed-0" / "model.pt")["weights"]
         assert math.isfinite(line["loss"]) and all(weight.isfinite().all() for weight in weights.values())
     losses.clear()
@@ -258,7 +266,7 @@ def test_training_in_half_precision_agrees_with_fp32(tune, tmp_path, precision):
     for name in ("fp32", precision):
         code, out, err = tune("--task", "stsb", "--dropout", "0", "--precision", name, output=tmp_path / name)
         assert code == 0 and "skipped" not in out, err
-        losses.append(json.loads((tmp_path / name / "stsb" / "seed-0" / "metrics.jsonl").read_text())["loss"])
+        losses.append(records(tmp_path / name / "stsb" / "seed-0")[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
 
 
@@ -289,7 +297,7 @@ def transformers_folder(folder, model_class, vocabulary, **changes):
 @pytest.mark.parametrize("model_class", [ElectraForPreTraining, ElectraModel])
 def test_a_transformers_folder_gives_the_same_vectors(tmp_path, vocabulary, model_class):
     reference = transformers_folder(tmp_path, model_class, vocabulary)
-    saved = read_weights(Finetuning(task="rte", weights=str(tmp_path), max_length=24), "rte")[1]
+    saved = read_weights(Finetuning(max_length=24), tmp_path)[1]
     ids = torch.randint(5, vocabulary.size, (3, 11))
     mask = torch.arange(11) < torch.tensor([[11], [7], [3]])
     segments = (torch.arange(11) > 4).long().expand(3, -1)

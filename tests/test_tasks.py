@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import HEADERS, write_file
 
-from tasks.encoding import cut_longest_first, encode_texts
-from tasks.glue import TASKS, Row, TaskFiles, parse_rows, read_task, task_key, tsv_lines
+from tasks.data import Row, TaskFiles, read_data, read_entries, number_labels, read_unlabelled
+from tasks.encoding import cut_longest_first, encode_rows, encode_texts
+from tasks.glue import TASKS, TRAINED, GlueFiles, read_task, task_key
 from tasks.metrics import METRICS
 from utils import InputError
 
@@ -26,7 +27,11 @@ HUB = {  # text columns and classes of nyu-mll/glue
 
 
 def read_file(path, key, split):
-    return parse_rows(tsv_lines(path), str(path), TASKS[key], split)
+    files = TaskFiles(TASKS[key], path.parent)
+    if split == "test":
+        return read_unlabelled(files, TASKS[key], path.name)
+    entries, skipped = read_entries(files, TASKS[key], path.name, split)
+    return number_labels(entries, TASKS[key], str(path)), skipped
 
 
 # Tasks and metrics
@@ -56,26 +61,23 @@ def test_official_files_are_read_by_the_names_in_their_headers(tmp_path, key):
         if folder == name:
             write_file(tmp_path / name.lower() / file, key, columns, 7, seed)
     data = read_task(key, tmp_path, training=not TASKS[key].trained_on, predicting=True)
-    splits = [data.train, *data.dev.values(), *data.tests.values()]
+    splits = [data.train, *data.dev.values(), *data.unlabelled.values()]
     assert [len(rows) for rows in splits if rows] == [7] * sum(folder == name for folder, _ in HEADERS)
     for rows in splits:
         assert all(text.endswith(' "') and len(text) > 4 for row in rows for text in row.texts)
     for rows in (data.train, *data.dev.values()):
-        if TASKS[key].labels:
-            assert [row.label for row in rows] == [n % len(TASKS[key].labels) for n in range(len(rows))]
-        assert all(0 <= row.label <= (TASKS[key].highest or 2) for row in rows)
-    assert all(np.isnan(row.label) for rows in data.tests.values() for row in rows)
+        if TASKS[key].classes:
+            assert [row.label for row in rows] == [n % len(TASKS[key].classes) for n in range(len(rows))]
+        assert all(0 <= row.label <= (5 if TASKS[key].range else 2) for row in rows)
+    assert all(np.isnan(row.label) for rows in data.unlabelled.values() for row in rows)
 
 
-def test_malformed_training_rows_are_skipped_and_counted_and_test_rows_kept(tmp_path):
+def test_malformed_training_rows_are_skipped_and_counted(tmp_path):
     path = tmp_path / "train.tsv"
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     path.write_text(head + '0\t1\t2\ta "b\tc\t1\r\n1\t1\t2\ta\t\t0\n2\t1\t2\ta\n3\t1\t2\tx\ty\t0\n', encoding="utf-8")
     rows, skipped = read_file(path, "qqp", "train")
-    assert skipped == 2 and rows == [Row("0", ('a "b', "c"), 1.0), Row("3", ("x", "y"), 0.0)]
-    path.write_text("id\tquestion1\tquestion2\n0\ta\tb\n1\ta\nx\n", encoding="utf-8")
-    assert [(row.index, row.texts) for row in read_file(path, "qqp", "test")[0]] == [
-        ("0", ("a", "b")), ("1", ("a", "")), ("2", ("", ""))]
+    assert skipped == 2 and rows == [Row("0", ('a "b', "c"), 1, 2), Row("3", ("x", "y"), 0, 5)]
 
 
 @pytest.mark.parametrize(("file", "text", "message"), [
@@ -110,7 +112,7 @@ def test_real_labels_outside_the_scale_are_refused(tmp_path, label):
 def test_a_fine_tuned_model_needs_only_the_files_that_are_there(tmp_path):
     write_file(tmp_path / "MNLI" / "dev_matched.tsv", "mnli", HEADERS["MNLI", "dev_matched.tsv"], 5, 0)
     data = read_task("mnli", tmp_path, training=False, predicting=False)
-    assert data.train == [] and list(data.dev) == ["matched"] and data.tests == {}
+    assert data.train == [] and list(data.dev) == ["matched"] and data.unlabelled == {}
 
 
 # The hub
@@ -147,21 +149,22 @@ def hub(monkeypatch):
 def test_the_hub_gives_the_rows_of_the_official_files_and_writes_none(tmp_path, hub, key):
     data = read_task(key, tmp_path, training=True, predicting=True)
     columns, classes = HUB[key]
-    if "entailment" in TASKS[key].labels:  # classes by name, in an order of the hub's own
-        labels = [TASKS[key].labels.index(classes[number]) for number in (0, 1, 1)]
+    if "entailment" in TASKS[key].classes:  # classes by name, in an order of the hub's own
+        labels = [TASKS[key].classes.index(classes[number]) for number in (0, 1, 1)]
     else:
         labels = [0, 1, 1] if classes else [0, 2.5, 5]
-    expected = [Row(str(n), tuple(f"{column} {n} x" for column in columns), label) for n, label in enumerate(labels)]
-    assert data.dev.keys() == TASKS[key].dev.keys() and data.tests.keys() == TASKS[key].test_files().keys()
+    texts = [tuple(f"{column} {n} x" for column in columns) for n in range(len(labels))]
+    expected = [Row(str(n), texts[n], label, n + 1) for n, label in enumerate(labels)]
+    assert data.dev.keys() == TASKS[key].dev_files().keys() and data.unlabelled.keys() == TASKS[key].unlabelled_files().keys()
     assert all(rows == expected for rows in (data.train, *data.dev.values()))
-    for rows in data.tests.values():
+    for rows in data.unlabelled.values():
         assert [(row.index, row.texts) for row in rows] == [(row.index, row.texts) for row in expected[:2]]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hub_gives_the_diagnostic_rows_to_a_fine_tuned_mnli_model(tmp_path, hub):
     data = read_task("ax", tmp_path, training=False, predicting=False)
-    assert data.key == "mnli" and data.dev == {} and [row.index for row in data.tests["AX"]] == ["0", "1"]
+    assert data.key == "mnli" and data.dev == {} and [row.index for row in data.unlabelled["AX"]] == ["0", "1"]
 
 
 def test_without_the_hub_its_cache_is_used_and_an_absent_task_names_files_and_publisher(tmp_path, monkeypatch):
@@ -176,7 +179,7 @@ def test_without_the_hub_its_cache_is_used_and_an_absent_task_names_files_and_pu
     monkeypatch.setattr("convert.hub.reach_hub", no_network)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", cached)
-    assert len(TaskFiles("rte", tmp_path).read("train.tsv", "train")[0]) == 2
+    assert len(list(GlueFiles("rte", tmp_path).records("train.tsv", ["sentence1", "label"]))) == 2
     with pytest.raises(InputError) as error:
         read_task("mnli", tmp_path, training=True, predicting=False)
     assert all(text in str(error.value) for text in ("dev_mismatched.tsv", "gluebenchmark.com", "--data-dir"))
@@ -187,8 +190,8 @@ def test_without_the_hub_its_cache_is_used_and_an_absent_task_names_files_and_pu
 
 def test_examples_hold_both_texts(vocabulary):
     texts = [("the dog", "a cat")]
-    (first, second), (second_too, first_too) = (encode_texts(texts, vocabulary, 20, swap)[0] for swap in (False, True))
-    assert list(first) == list(first_too) == vocabulary.encode(["the dog"])[0] and list(second) == list(second_too)
+    (first, second), = encode_texts(texts, vocabulary, 20)[0]
+    assert [list(first), list(second)] == vocabulary.encode(["the dog", "a cat"])
 
 
 def test_pairs_are_cut_longest_first():
