@@ -73,7 +73,10 @@ def write_predictions(predictor: Predictor, unlabelled: dict[str, list[Row]], fo
     """Predictions of the unlabelled files into `folder`, as GLUE takes them, and of the user's rows into `user_folder`."""
     task = predictor.task
     for name, rows in unlabelled.items():
-        columns = prediction_columns(predictor, rows, predict(predictor, rows))
+        outputs = predict(predictor, rows)
+        if task.range:  # the server of GLUE refuses what is beyond it
+            outputs = outputs.clip(0.0, 1.0)
+        columns = prediction_columns(predictor, rows, outputs)
         if task.kind == "tokens":
             columns = {column: [" ".join(values) for values in sentences] for column, sentences in columns.items()}
         if not predictor.every:
@@ -91,10 +94,7 @@ def write_predictions(predictor: Predictor, unlabelled: dict[str, list[Row]], fo
 def prediction_columns(predictor: Predictor, rows: Sequence[Row], outputs: np.ndarray) -> dict[str, list[Any]]:
     """Columns of predictions and probabilities for a model's outputs, an entry a row; of tokens a list for each sentence."""
     task = predictor.task
-    labels = task.predicted_labels(outputs)
-    if task.range:
-        labels = labels.clip(*task.range)
-    columns = {"prediction": task.label_texts(labels)}
+    columns = {"prediction": task.label_texts(task.predicted_labels(outputs))}
     if task.classes:
         probabilities = torch.tensor(outputs).softmax(-1).numpy()  # (answers, classes)
         columns["probability"] = four_digits(probabilities.max(-1))
@@ -141,7 +141,7 @@ def read_user_file(path: Path, task: Task) -> UserFile:
         rows.append(unlabelled_row(record, task, len(rows)))
     require(bool(rows), f"no text in {path}: expected one a line, a pair separated by a tab, or a table with the columns "
             f"{', '.join(task.texts)}")
-    clash = sorted({"prediction", "probability"} & records[0].values.keys())
+    clash = sorted({"prediction", "probability"} & records[0].values.keys()) if is_table else []
     require(not clash, f"{path} has a column {', '.join(clash)} already: rename it")
     line_suffix = ".conll" if task.kind == "tokens" else ".tsv"
     target = f"{path.stem}-predictions{suffix if is_table else line_suffix}"
@@ -159,4 +159,5 @@ def line_records(path: Path, task: Task) -> Iterator[Record]:
         texts = line.split("\t")
         require(len(texts) == len(task.texts),
                 f"{path}, line {number}: {len(texts)} texts separated by tabs, {task.name} has {len(task.texts)}")
-        yield Record(number, {"line": number} | dict(zip(task.texts, texts, strict=True)))
+        answer = {"line": number, "prediction": "", "probability": ""}  # filled in later
+        yield Record(number, answer | dict(zip(task.texts, texts, strict=True)))
