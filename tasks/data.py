@@ -105,7 +105,7 @@ def read_data(key: str, task: Task, files: TaskFiles, training: bool, predicting
         train, dev[""] = hold_out(train, task, files.place(task.train))
     unlabelled_files = task.unlabelled_files() if predicting else {}
     unlabelled = {name: read_unlabelled(files, task, file) for name, file in unlabelled_files.items()}
-    notes = list(notes_on(train, dev, task, files)) if training else []
+    notes = list(notes_on(train, skipped, dev, task, files)) if training else []
     return TaskData(key, task, train, skipped, dev, test, unlabelled, notes, held_out)
 
 
@@ -282,12 +282,13 @@ def hold_out(rows: list[Row], task: Task, source: str) -> tuple[list[Row], list[
     return [rows[number] for number in sorted(train)], [rows[number] for number in sorted(dev)]
 
 
-def notes_on(train: list[Row], dev: dict[str, list[Row]], task: Task, files: TaskFiles) -> Iterator[str]:
+def notes_on(train: list[Row], skipped: int, dev: dict[str, list[Row]], task: Task, files: TaskFiles) -> Iterator[str]:
     """Sizes and classes of the rows, and warnings of what makes scores mean less."""
     sizes = ", ".join(f"{len(rows):,} {name or 'dev'} rows" for name, rows in dev.items())
     unit = "labelled words of " if task.kind == "tokens" else ""
     labels = Counter(label for row in train for label in labels_of(row))
-    yield f"{task.name}: {len(train):,} training rows, {sizes}"
+    left_out = f" ({skipped:,} malformed ones left out)" if skipped else ""
+    yield f"{task.name}: {len(train):,} training rows{left_out}, {sizes}"
     if task.classes:
         total = sum(labels.values())
         counts = [(name, labels[number]) for number, name in enumerate(task.classes)]

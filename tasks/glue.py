@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.data import Row, TaskData, TaskFiles, listed, read_data, read_unlabelled
 from tasks.files import Record, hub_records
-from tasks.task import Task, read_task_file, task_of_json
+from tasks.task import Task, read_task_file, task_of_json, with_metrics
 from utils import require
 
 GLUE_URL = "https://gluebenchmark.com/tasks"
@@ -99,16 +99,23 @@ def read_named_task(name: str | None, data_dir: Path, trained: Task | None, pred
     require(key != "" or path.suffix == ".toml", f"--task {name} is neither a TOML file nor one of {', '.join(TASKS)}, all")
     task = read_task_file(path) if path.suffix == ".toml" else TASKS[TASKS[key].trained_on or key]
     if trained:
-        same = task.name == trained.name and task.kind == trained.kind and task.classes in ((), trained.classes)
-        require(same, f"--weights was fine-tuned on {trained.name} ({listed(trained.classes) or 'regression'}): expected "
-                "this task or none")
-        metrics = task.metrics or trained.metrics
-        task = dataclasses.replace(task, classes=trained.classes, range=trained.range, metrics=metrics)
+        task = task_of_model(task, trained)
     if path.suffix == ".toml":
+        require(not predicting or bool(task.unlabelled), f"--predict: {path} names no unlabelled file; for one file of new "
+                "rows there is --predict-file")
         data = read_data(task.name, task, TaskFiles(task, path.parent), trained is None, predicting)
     else:
         data = read_task(key, data_dir, trained is None, predicting)
     return data._replace(task=dataclasses.replace(data.task, max_length=trained.max_length)) if trained else data
+
+
+def task_of_model(task: Task, trained: Task) -> Task:
+    """The `task` with the classes or the range of the model that was `trained` on it; InputError if that is another task."""
+    same = task.name == trained.name and task.kind == trained.kind
+    same_labels = task.classes in ((), trained.classes) and task.range in (None, trained.range)
+    require(same and same_labels, f"--weights was fine-tuned on {trained.name}, with the labels "
+            f"{listed(trained.classes) or list(trained.range)}: expected this task or none")
+    return with_metrics(dataclasses.replace(task, classes=trained.classes, range=trained.range), task.name)
 
 
 def saved_task(text: str, source: str) -> Task:

@@ -130,7 +130,7 @@ def test_a_saved_model_predicts_without_training_what_it_predicted_after_trainin
     assert table(again / "AX.tsv") == table(tmp_path / "out" / "seed-0" / "AX.tsv")
     assert table(again / "lines-predictions.tsv") == table(folder / "lines-predictions.tsv")
     assert [row[0] for row in table(again / "lines-predictions.tsv")] == ["line", "1", "3"]
-    assert "fine-tuned on MNLI" in tune("--task", "rte", source=model)[2]
+    assert "fine-tuned on MNLI, with the labels contradiction" in tune("--task", "rte", source=model)[2]
 
 
 def test_all_runs_what_is_there_and_prints_the_published_rows(tune, tmp_path, glue):
