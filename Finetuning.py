@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Vocabulary, content_key
-from model import CLASSIFIERS, Classifier, ModelConfig, SavedNetwork, load_network, save_network, use_bf16_cpu_kernels
+from model import CLASSIFIERS, NETWORK_FILES, Classifier, ModelConfig, SavedNetwork, load_network, save_network
 from studies.tracking import MetricsLog
 from tasks.data import Row, TaskData
 from tasks.encoding import Examples, length_batches, training_examples
@@ -34,7 +34,7 @@ from utils import (Adam, InputError, Precision, bounded, load, locked, newest_ru
                    read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite)
 
 ADAM_EPS = 1e-6  # google-research/electra, model/optimization.py
-ENCODERS = {"disc.pt": "discriminator"}  # files of a run folder with an encoder to fine-tune, and the networks in them
+ENCODERS = ["discriminator", "mlm"]  # networks whose encoder is fine-tuned, in the order in which a run folder is searched
 LOG_STEPS = 20  # between lines of metrics.jsonl
 CHECKPOINT = "checkpoint.pt"  # of an unfinished run
 # Settings that choose runs, files or a device. Runs of one folder may differ in these and in no others.
@@ -50,7 +50,7 @@ class Finetuning:
     """A TOML file that describes a task of your own; or cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax (predicted by
     mnli's model), or all of GLUE whose files exist. None: that of a model.pt."""
     weights: tuple[str, ...] = ()
-    """disc.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout, or several of these, which are
+    """disc.pt, mlm.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout, or several of these, which are
     compared; or a model.pt that --save-model kept, which is evaluated and predicts without training. None: the newest
     run's."""
     data_dir: str = "data/glue"
@@ -125,7 +125,7 @@ class Experiment(NamedTuple):
 @reports_input_errors
 def main(argv: list[str]) -> int:
     settings = read_settings(Finetuning, argv)
-    networks = dict(read_weights(settings, source) for source in settings.weights or [newest_run_file("disc.pt")])
+    networks = dict(read_weights(settings, source) for source in settings.weights or [newest_run_file("disc.pt", "mlm.pt")])
     check(settings, networks)
     source, saved = next(iter(networks.items()))
     trained = saved_task(saved.task, source) if saved.kind in CLASSIFIERS else None
@@ -169,12 +169,13 @@ def check(settings: Finetuning, networks: dict[str, SavedNetwork]) -> None:
 def read_weights(settings: Finetuning, source: str | Path) -> tuple[str, SavedNetwork]:
     """The weights to start from and their name; InputError unless they are whole."""
     path = Path(source)
-    path = next((path / file for file in ENCODERS if (path / file).is_file()), path)
+    files = [path / NETWORK_FILES[kind] for kind in ENCODERS]
+    path = next((file for file in files if file.is_file()), path)
     if path.suffix != ".pt" and not path.is_file():
         from convert.from_transformers import read_encoder  # imported where it is used: it takes a second
         saved = read_encoder(str(path), "--weights")
     else:
-        saved = load_network(path, [*ENCODERS.values(), *({} if settings.from_scratch else CLASSIFIERS)], "--weights")
+        saved = load_network(path, [*ENCODERS, *([] if settings.from_scratch else CLASSIFIERS)], "--weights")
     require((settings.max_length or 0) <= saved.config.max_positions,
             f"--max-length {settings.max_length} is beyond the {saved.config.max_positions} positions of {path}")
     return str(path), saved
@@ -286,6 +287,7 @@ def new_classifier(experiment: Experiment, config: ModelConfig, task: Task, seed
     if not experiment.settings.from_scratch:
         classifier.encoder.load_state_dict(experiment.saved.network.encoder.state_dict())
     if experiment.device.type == "cpu" and experiment.precision.dtype == torch.bfloat16:
+        from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels  # nowhere else are they faster
         use_bf16_cpu_kernels(classifier)
     return classifier.to(experiment.device)
 
@@ -311,7 +313,7 @@ def new_optimizer(settings: Finetuning, classifier: Classifier) -> torch.optim.O
     groups = layerwise_groups(classifier, settings.learning_rate, decay, settings.layer_decay_exact)
     if settings.protocol == "robust":
         return torch.optim.AdamW(groups, eps=ADAM_EPS, weight_decay=0.0, fused=True)
-    return Adam(groups, settings.learning_rate, ADAM_EPS)
+    return Adam(groups, settings.learning_rate)
 
 
 class Run(NamedTuple):

@@ -13,7 +13,6 @@ import fcntl
 import functools
 import gc
 import itertools
-import json
 import math
 import operator
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import tomli_w
 import torch
 import tyro
 from torch import Tensor, distributed, nn
@@ -119,6 +119,11 @@ def read_settings(settings_class: type[Settings], argv: list[str], default_confi
     `--help` shows the defaults of the class. Raises InputError for a file that can't be read, an unknown key, a value of
     the wrong type or out of bounds, and SystemExit(2) for a flag that can't be read, after printing what is wrong.
     """
+    try:
+        "".join(argv).encode()
+    except UnicodeEncodeError:
+        raise InputError("a name on the command line is not UTF-8, so it can't be saved among the settings: rename the file "
+                         "or folder") from None
     default = None
     if default_config is not None and not {"-h", "--help"} & set(argv):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -179,17 +184,7 @@ def flat(settings: Any) -> dict[str, Any]:
 
 def to_toml(settings: Any) -> str:
     """The settings as TOML that `from_table` reads back; fields that are None are left out."""
-    values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for section, table in values.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML: as JSON, but TOML has no surrogate pairs for characters like emoji, and no raw DEL character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return tomli_w.dumps({name: value for name, value in dataclasses.asdict(settings).items() if value is not None})
 
 
 # Devices and precision
@@ -302,8 +297,8 @@ class Adam(torch.optim.AdamW):
     torch divides the two moments by 1 - beta^step. A step counter of infinity makes both divisors exactly 1.
     """
 
-    def __init__(self, groups: Iterable[dict], lr: float, eps: float = 1e-6, weight_decay: float = 0.0):
-        super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+    def __init__(self, groups: Iterable[dict], lr: float, beta2: float = 0.999):
+        super().__init__(groups, lr=lr, betas=(0.9, beta2), eps=1e-6, weight_decay=0.0, fused=True)
         for parameter in itertools.chain.from_iterable(group["params"] for group in self.param_groups):
             self.state[parameter] = {"step": torch.tensor(math.inf, device=parameter.device),
                                      "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
@@ -410,11 +405,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.split("-")[1]))
 
 
-def newest_run_file(name: str) -> Path:
-    """The newest runs/*/NAME; InputError if there is none."""
-    paths = sorted(Path("runs").glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-    require(bool(paths), f"no runs/*/{name} here: train a model with python Pretraining.py, or name one with --weights")
-    return paths[-1]
+def newest_run_file(*names: str) -> Path:
+    """The newest file runs/*/NAME of one of the `names`; InputError if there is none."""
+    paths = [path for name in names for path in Path("runs").glob(f"*/{name}")]
+    require(bool(paths), f"no runs/*/{' or '.join(names)} here: train a model with python Pretraining.py, or name one with "
+                         "--weights")
+    return max(paths, key=lambda path: path.stat().st_mtime)
 
 
 @contextlib.contextmanager
@@ -430,4 +426,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(f"{path.parent} is in use by another process: wait for it or choose another folder") from None
-        yield
+        try:
+            yield
+        finally:
+            if not wait and list(path.parent.iterdir()) == [path]:  # nothing came of it: leave no folder
+                path.unlink()
+                path.parent.rmdir()

@@ -6,7 +6,7 @@
 
 project           the step of Pretraining.py: mask, generator, sample, discriminator, losses, backward, clip, optimizer
 checkpointed      the same with --grad-checkpointing
-plain             the same without the kernels for bf16 on a CPU (model.use_bf16_cpu_kernels)
+plain             the same without the kernels for bf16 on a CPU (bf16_cpu_kernels.py)
 plain-vocabulary  the same with these kernels in the layers, but plain cross entropy and sampling
 public            transformers' ElectraForMaskedLM and ElectraForPreTraining, wired as public re-implementations do:
                   logits of the whole vocabulary at every position, from which the chosen are then selected, Gumbel
@@ -41,10 +41,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels
 from convert.names import config_to_transformers
 from convert.vocabulary import load_vocabulary
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, prepare
-from model import Electra, ModelConfig, cross_entropy, gumbel_sample, sampler_draws, use_bf16_cpu_kernels
+from model import Electra, ModelConfig, cross_entropy, gumbel_sample, sampler_draws
 from Pretraining import Pretraining, Run, training_step
 from utils import Adam, Precision, decay_groups, pick_device, pick_precision
 
@@ -102,7 +103,9 @@ def new_run(workload: Workload, vocabulary: Vocabulary | SimpleNamespace, grad_c
             kernels: str = "all") -> Run:
     """What Pretraining.py builds before its first step; it has neither data nor an output folder."""
     settings = workload.settings(grad_checkpointing)
-    electra = Electra(workload.model, grad_checkpointing).to(workload.device).train()
+    electra = Electra(workload.model).to(workload.device).train()
+    for encoder in (electra.generator.encoder, electra.discriminator.encoder):
+        encoder.grad_checkpointing = grad_checkpointing
     if workload.uses_kernels() and kernels != "none":
         use_bf16_cpu_kernels(electra)
     if kernels == "layers":
@@ -332,7 +335,7 @@ def profile(workload: Workload, name: str) -> None:
 
 def tokenized(options: argparse.Namespace, workload: Workload, examples: str) -> tuple[Vocabulary, Data]:
     vocabulary = load_vocabulary(str(options.vocab))
-    return prepare((options.corpus,), vocabulary, vocabulary.size, workload.length, examples, options.cache)
+    return vocabulary, prepare((options.corpus,), vocabulary, workload.length, examples, options.cache)
 
 
 def compare_script(options: argparse.Namespace, workload: Workload) -> None:

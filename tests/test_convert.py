@@ -31,7 +31,8 @@ from convert.from_transformers import read_encoder, read_pair
 from convert.names import classifier_to_transformers, config_to_transformers, load_transformers, to_transformers
 from convert.to_transformers import tokenizer_files
 from convert.vocabulary import TOKENIZER_FILES, load_vocabulary
-from dataset import CASES, SPECIAL_TOKENS, Vocabulary, learn_vocabulary, prepare, scan_corpus, stored_batch, wordpiece
+from corpus.vocabulary import learn_vocabulary, learned_vocabulary
+from dataset import CASES, SPECIAL_TOKENS, Vocabulary, scan_corpus, stored_batch, wordpiece
 from model import Classifier, Discriminator, Generator, ModelConfig, SavedNetwork, load_network, save_network
 from tasks.glue import TASKS
 from utils import InputError, load
@@ -143,8 +144,7 @@ def test_case_that_a_tokenizer_does_not_allow_is_refused(tmp_path, vocabulary):
 
 
 def test_cache_keeps_a_vocabulary_of_each_case(tmp_path, accented_corpus):
-    vocabularies = {case: prepare(accented_corpus.paths, None, 400, 24, "packed", tmp_path, case)[0]
-                    for case in CASES}
+    vocabularies = {case: learned_vocabulary(accented_corpus.paths, 400, case, tmp_path) for case in CASES}
     for case in CASES:
         assert vocabularies[case].to_json() == learn_vocabulary(accented_corpus, 400, case).to_json()
 

@@ -15,8 +15,9 @@ import torch
 from conftest import WORDS, story
 
 import dataset
+from corpus.vocabulary import learn_vocabulary, learned_vocabulary
 from dataset import (KEPT_PROB, SPECIAL_TOKENS, Batch, TrainingBatches, Vocabulary, collate, existing_masks,
-                     learn_vocabulary, line_examples, mask_tokens, packed_examples, prepare, read_lines,
+                     line_examples, mask_tokens, packed_examples, prepare, read_lines,
                      scan_corpus, stored_batch, wordpiece)
 from utils import InputError
 
@@ -159,8 +160,8 @@ def test_special_tokens_in_a_text_are_text(vocabulary):
 
 
 def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocabulary, monkeypatch):
-    arguments = ((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
-    _, data = prepare(*arguments)
+    arguments = ((corpus_file,), vocabulary, 32, "packed", tmp_path / "cache")
+    data = prepare(*arguments)
     lines = vocabulary.encode(list(scan_corpus((corpus_file,)).split(False)))
     expected = list(packed_examples(lines, 32, random.Random(0)))
     assert len(data.train) == len(expected)
@@ -171,10 +172,10 @@ def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocab
     assert 0 < len(data.heldout) < len(data.train) / 5
 
     monkeypatch.setattr(dataset, "build_store", lambda *_: pytest.fail("built again"))
-    assert prepare(*arguments)[1].key == data.key
+    assert prepare(*arguments).key == data.key
     moved = tmp_path / "moved.txt"
     moved.write_bytes(corpus_file.read_bytes())
-    assert prepare((moved,), *arguments[1:])[1].key == data.key
+    assert prepare((moved,), *arguments[1:]).key == data.key
 
 
 def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabulary):
@@ -182,7 +183,7 @@ def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabul
     corpus.write_text("\n\n".join(story()), encoding="utf-8")
 
     def key(length=32, kind="packed", vocabulary=vocabulary):
-        return prepare((corpus,), vocabulary, vocabulary.size, length, kind, tmp_path / "cache")[1].key
+        return prepare((corpus,), vocabulary, length, kind, tmp_path / "cache").key
 
     keys = [key(), key(length=33), key(kind="line")]
     corpus.write_text(corpus.read_text(encoding="utf-8").replace("cat", "dog", 1), encoding="utf-8")
@@ -196,7 +197,7 @@ def test_a_vocabulary_that_does_not_know_the_corpus_is_refused(tmp_path, corpus_
     pieces = {piece: number for number, piece in enumerate([*SPECIAL_TOKENS, *"αβγδ"])}
     foreign = Vocabulary(wordpiece(pieces, lowercase=True), "tests")
     with pytest.raises(InputError, match=r"are \[UNK\]"):
-        prepare((corpus_file,), foreign, foreign.size, 32, "packed", tmp_path / "cache")
+        prepare((corpus_file,), foreign, 32, "packed", tmp_path / "cache")
 
 
 def build_and_die(corpus, tokenizer, cache, where):
@@ -206,7 +207,7 @@ def build_and_die(corpus, tokenizer, cache, where):
         dataset.refuse_unknown = die
     else:
         dataset.json.dumps = die  # the last thing a build does
-    prepare((corpus,), Vocabulary.from_json(tokenizer, "tests"), 0, 32, "packed", cache)
+    prepare((corpus,), Vocabulary.from_json(tokenizer, "tests"), 32, "packed", cache)
 
 
 @pytest.mark.parametrize("where", ["between the sides", "at the end"])
@@ -217,7 +218,7 @@ def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabul
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache").glob("store-*") if path.is_dir()] == [".building"]
-    _, data = prepare((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
+    data = prepare((corpus_file,), vocabulary, 32, "packed", tmp_path / "cache")
     assert len(data.train) and not list((tmp_path / "cache").glob("*.building"))
 
 
@@ -226,8 +227,9 @@ def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabul
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, corpus_file):
-    return {kind: prepare((corpus_file,), None, 150, 32, kind, tmp_path_factory.mktemp("cache"))
-            for kind in ("packed", "line")}
+    cache = tmp_path_factory.mktemp("cache")
+    learned = learned_vocabulary((corpus_file,), 150, "uncased", cache)
+    return {kind: (learned, prepare((corpus_file,), learned, 32, kind, cache)) for kind in ("packed", "line")}
 
 
 def test_batches_lay_out_segments_as_the_models_expect(data):
