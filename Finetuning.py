@@ -34,7 +34,7 @@ from utils import (Adam, InputError, Precision, bounded, load, locked, newest_ru
                    read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite)
 
 ADAM_EPS = 1e-6  # google-research/electra, model/optimization.py
-ENCODERS = ["discriminator", "mlm"]  # networks whose encoder is fine-tuned, in the order in which a run folder is searched
+ENCODERS = ["discriminator", "mlm"]  # kinds of networks to fine-tune; a run folder's first one is taken
 LOG_STEPS = 20  # between lines of metrics.jsonl
 CHECKPOINT = "checkpoint.pt"  # of an unfinished run
 # Settings that choose runs, files or a device. Runs of one folder may differ in these and in no others.
@@ -47,17 +47,16 @@ class Finetuning:
     """Fine-tunes pretrained encoders on a task. The defaults are the paper's for ELECTRA-Small."""
 
     task: str | None = None
-    """A TOML file that describes a task of your own; or cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax (predicted by
-    mnli's model), or all of GLUE whose files exist. None: that of a model.pt."""
+    """TOML file of a task of your own (tasks/README.md); or cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax
+    (predicted by mnli's model), or all of these whose files exist. None: that of a model.pt."""
     weights: tuple[str, ...] = ()
-    """disc.pt, mlm.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout, or several of these, which are
-    compared; or a model.pt that --save-model kept, which is evaluated and predicts without training. None: the newest
-    run's."""
+    """disc.pt, mlm.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout; several are compared.
+    Or a model.pt that --save-model kept, which is evaluated and predicts without training. None: the newest run's."""
     data_dir: str = "data/glue"
     """Folder of GLUE's official folders (SST-2/train.tsv ...). A task that isn't there is read from the hub."""
     output: str | None = None
-    """Results folder; finished runs in it are not repeated, and unfinished ones go on. None: runs/NAME/glue (runs/NAME/tasks
-    for a task of your own), named after the weights' run, or the folder of a model.pt."""
+    """Results folder; finished runs in it are not repeated, unfinished ones go on. None: runs/NAME/glue or, for a task of
+    your own, runs/NAME/tasks, named after the weights' run; or the folder of a model.pt."""
     protocol: Literal["original", "robust"] = "original"
     """original: as the paper's code; robust: Adam with bias correction, and 20 epochs for small sets."""
     epochs: int | None = bounded(None, at_least=1)
@@ -229,10 +228,8 @@ def is_complete(experiment: Experiment, data: TaskData, seed: int) -> bool:
     """Whether all files that the command asks for are there."""
     folder, submissions = run_folders(experiment.output, data.key, seed)
     files = [submissions / f"{name}.tsv" for name in data.unlabelled]
-    if experiment.user_file:
-        files.append(folder / experiment.user_file.target)
-    if experiment.settings.save_model:
-        files.append(folder / "model.pt")
+    files += [folder / experiment.user_file.target] if experiment.user_file else []
+    files += [folder / "model.pt"] if experiment.settings.save_model else []
     return all(file.is_file() for file in files)
 
 
@@ -283,7 +280,7 @@ def apply_classifier(experiment: Experiment, data: TaskData) -> None:
 def new_classifier(experiment: Experiment, config: ModelConfig, task: Task, seed: int) -> Classifier:
     """A random head on the pretrained encoder, or on a random one if --from-scratch."""
     torch.manual_seed(seed)
-    classifier = CLASSIFIERS[task.network](config, task.outputs)
+    classifier = Classifier(config, task.outputs, every_token=task.kind == "tokens")
     if not experiment.settings.from_scratch:
         classifier.encoder.load_state_dict(experiment.saved.network.encoder.state_dict())
     if experiment.device.type == "cpu" and experiment.precision.dtype == torch.bfloat16:

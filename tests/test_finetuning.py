@@ -24,7 +24,7 @@ import Finetuning as script
 from convert.to_transformers import main as to_transformers
 from dataset import Vocabulary
 from Finetuning import Experiment, Finetuning, layerwise_groups, main, read_weights, task_loss
-from model import Classifier, ModelConfig, load_network
+from model import Classifier, ModelConfig, SavedNetwork, build_network, load_network, save_network
 from tasks.data import Row
 from tasks.encoding import length_batches, similar_batches, training_examples
 from tasks.glue import TASKS, TRAINED, GlueFiles, read_task, task_key
@@ -672,3 +672,21 @@ def test_the_example_of_the_readme_runs(tmp_path, vocabulary, monkeypatch, capsy
     assert main(["--weights", model, "--predict-file", str(examples / "new.csv"), "--device", "cpu"]) == 0
     head, *rows = (tmp_path / model).with_name("predictions").joinpath("new-predictions.csv").read_text().splitlines()
     assert head == "city,review,prediction,probability" and [row.split(",")[0] for row in rows] == ["Lyon", "Oslo"]
+
+
+def test_a_masked_language_model_is_fine_tuned_as_a_discriminator_is(tune, tmp_path, vocabulary, monkeypatch):
+    """mlm.pt, in a run folder or by itself, and as the newest run."""
+    saved = load_network(write_pair(tmp_path / "pair", vocabulary)[1], ["discriminator"], "")
+    network = build_network("mlm", saved.config)
+    path = tmp_path / "runs" / "bert" / "mlm.pt"
+    path.parent.mkdir(parents=True)
+    save_network(path, SavedNetwork("mlm", network, saved.config, saved.tokenizer))
+    for source in (path, path.parent):
+        experiment = new_experiment(source, tmp_path, max_length=24)
+        classifier = script.new_classifier(experiment, experiment.saved.config, TASKS["rte"], 0)
+        weights = network.encoder.state_dict()
+        assert all(torch.equal(weight, weights[name]) for name, weight in classifier.encoder.state_dict().items())
+        assert tune("--task", "rte", source=source)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["--task", str(write_reviews(tmp_path)), *FLAGS]) == 0
+    assert (path.parent / "tasks" / "results.json").is_file()
