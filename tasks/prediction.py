@@ -1,7 +1,6 @@
 """A classifier and rows in; its outputs, scores, and files of predictions out, also of a user's file of new rows."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,11 +76,11 @@ def write_predictions(predictor: Predictor, unlabelled: dict[str, list[Row]], fo
         if task.range:  # the server of GLUE refuses what is beyond it
             outputs = outputs.clip(0.0, 1.0)
         columns = prediction_columns(predictor, rows, outputs)
-        if task.kind == "tokens":
-            columns = {column: [" ".join(values) for values in sentences] for column, sentences in columns.items()}
         if not predictor.every:
             columns = {"prediction": columns["prediction"]}
-        write_tsv(folder / f"{name}.tsv", ["index", *columns], [row.index for row in rows], *columns.values())
+        texts = [[" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in column]
+                 for column in columns.values()]
+        write_tsv(folder / f"{name}.tsv", ["index", *columns], [row.index for row in rows], *texts)
         tqdm.write(f"predictions: {folder / f'{name}.tsv'}")
     if user_file:
         columns = prediction_columns(predictor, user_file.rows, predict(predictor, user_file.rows))
@@ -94,20 +93,17 @@ def write_predictions(predictor: Predictor, unlabelled: dict[str, list[Row]], fo
 def prediction_columns(predictor: Predictor, rows: Sequence[Row], outputs: np.ndarray) -> dict[str, list[Any]]:
     """Columns of predictions and probabilities for a model's outputs, an entry a row; of tokens a list for each sentence."""
     task = predictor.task
-    columns = {"prediction": task.label_texts(task.predicted_labels(outputs))}
+    labels = task.predicted_labels(outputs)
+    columns = {"prediction": task.label_texts(labels) if task.classes else labels.tolist()}
     if task.classes:
-        probabilities = torch.tensor(outputs).softmax(-1).numpy()  # (answers, classes)
-        columns["probability"] = four_digits(probabilities.max(-1))
+        # A word that was cut off has none: it is written as 0.
+        probabilities = np.nan_to_num(torch.tensor(outputs).softmax(-1).double().numpy()).round(4)  # (answers, classes)
+        columns["probability"] = probabilities.max(-1).tolist()
         if predictor.every:
-            columns |= {f"p_{name}": four_digits(probabilities[:, number]) for number, name in enumerate(task.classes)}
+            columns |= {f"p_{name}": probabilities[:, number].tolist() for number, name in enumerate(task.classes)}
     if task.kind == "tokens":
         return {name: by_sentence(rows, values) for name, values in columns.items()}
     return columns
-
-
-def four_digits(values: np.ndarray) -> list[str]:
-    """Numbers as text; 0 for a word that was cut off, which has none."""
-    return [f"{0.0 if math.isnan(value) else value:.4f}" for value in values.tolist()]
 
 
 # A user's file

@@ -17,7 +17,7 @@ import seqeval.metrics
 import torch
 from conftest import WORDS, Killed, write_pair
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import (AutoModelForTokenClassification, AutoTokenizer, ElectraConfig, ElectraForMaskedLM,
+from transformers import (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, ElectraConfig, ElectraForMaskedLM,
                           ElectraForPreTraining, ElectraModel)
 
 import Finetuning as script
@@ -517,8 +517,15 @@ def test_errors_and_confusions_are_those_of_the_predictions(tune, tmp_path):
 def test_real_labels_of_any_range_are_learned_and_predicted_on_it(tune, tmp_path):
     (tmp_path / "t.csv").write_text("text,score\n" + "".join(f"the {WORDS[n % 9]} dog,{-10 - n % 9}\n" for n in range(60)))
     (tmp_path / "t.toml").write_text('train = "t.csv"\ntexts = ["text"]\nlabel = "score"\nrange = [-20, -10]')
-    assert tune("--task", str(tmp_path / "t.toml"), "--epochs", "2")[0] == 0
+    (tmp_path / "new.jsonl").write_text('{"text": "the old dog"}\n', encoding="utf-8")
+    assert tune("--task", str(tmp_path / "t.toml"), "--epochs", "2", "--save-model", "--predict-file",
+                str(tmp_path / "new.jsonl"))[0] == 0
     folder = tmp_path / "out" / "t" / "seed-0"
+    predicted = json.loads((folder / "new-predictions.jsonl").read_text())["prediction"]
+    assert to_transformers([str(folder / "model.pt"), str(tmp_path / "exported")]) == 0
+    peer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
+    batch = AutoTokenizer.from_pretrained(tmp_path / "exported")("the old dog", return_tensors="pt")
+    assert peer(**batch).logits.item() == pytest.approx(predicted, abs=1e-3)
     columns = np.array([list(map(float, row)) for row in table(folder / "dev.tsv")[1:]]).T
     run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
     assert columns.shape == (2, 6) and run["scores"]["pearson"] == pytest.approx(scipy.stats.pearsonr(*columns)[0])
