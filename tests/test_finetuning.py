@@ -17,8 +17,8 @@ import seqeval.metrics
 import torch
 from conftest import WORDS, Killed, write_pair
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, ElectraConfig, ElectraForMaskedLM,
-                          ElectraForPreTraining, ElectraModel)
+from transformers import (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer,
+                          ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel)
 
 import Finetuning as script
 from convert.to_transformers import main as to_transformers
