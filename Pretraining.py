@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
-from studies.objectives import OBJECTIVES, build_objective
+from studies.objectives import build_objective
 from studies.tracking import (MetricsLog, RunningMeans, describe_text, detection_metrics, draw_curves, learning_warnings,
                               report_skipped_steps, sample_table, unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
@@ -146,6 +146,7 @@ class Run(NamedTuple):
     parallel: nn.Module  # electra, or what sums its gradients over processes
     optimizer: Adam
     scaler: torch.amp.GradScaler
+    kept_prob: float  # share of the chosen tokens that stay visible
 
 
 @reports_input_errors
@@ -168,10 +169,8 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
     initial = {}
     if settings.init_from:
         from convert.initial import read_initial  # imported where it is used: other runs don't need it
-        kinds = OBJECTIVES[settings.objective].networks
-        essential = kinds[0] if settings.objective == "two-stage" else kinds[-1]
-        initial = read_initial(settings.init_from, kinds, essential, settings.model.generator_size, "--init-from")
-        settings = dataclasses.replace(settings, model=initial[essential].config)
+        initial = read_initial(settings.init_from, settings.objective, settings.model.generator_size, "--init-from")
+        settings = dataclasses.replace(settings, model=next(iter(initial.values())).config)
     check(settings)
     output = Path(settings.output)
     deadline = started + 60 * settings.max_minutes if settings.max_minutes else math.inf
@@ -281,8 +280,9 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
     parallel = electra
     if world_size() > 1:
         parallel = DistributedDataParallel(electra, find_unused_parameters=electra.stages > 1)
+    kept_prob = electra.kept_prob if settings.kept_prob is None else settings.kept_prob
     run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer,
-              precision.scaler())
+              precision.scaler(), kept_prob)
     if checkpoint:
         restore(run, checkpoint)
     if settings.compile:
@@ -350,12 +350,10 @@ def describe(run: Run) -> None:
     """Prints settings, text, model size and cost."""
     settings = run.settings
     print(to_toml(settings), end="")
-    describe_text(run.data, run.vocabulary, kept_share(run))
-    sizes = {kind: sum(parameter.numel() for parameter in getattr(run.electra, kind).parameters())
-             for kind in run.electra.networks}
-    total_size = sum(parameter.numel() for parameter in run.electra.parameters())
-    print(f"model: {', '.join(f'{kind} {size / 1e6:.2f} M' for kind, size in sizes.items())} parameters, "
-          f"{total_size / 1e6:.2f} M in all (what they share counted once); "
+    describe_text(run.data, run.vocabulary, run.kept_prob)
+    networks = [run.electra, getattr(run.electra, run.electra.networks[-1])]
+    total_size, size = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    print(f"model: {size / 1e6:.2f} M parameters in the {run.electra.networks[-1]}, {total_size / 1e6:.2f} M in all; "
           f"{settings.steps * step_flops(settings, run.model):.2e} FLOPs in {settings.steps:,} steps of "
           f"{settings.batch_size} x {settings.max_length} tokens")
     print(f"device: {run.device}, {run.precision.name}" + (f", one of {world_size()} processes" if world_size() > 1 else ""))
@@ -482,14 +480,9 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
 
 def mask_and_draw(run: Run, batch: Batch, rng: torch.Generator) -> tuple[Masked, Tensor]:
     """The masked batch and the random numbers with which the objective samples."""
-    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, kept_share(run),
+    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, run.kept_prob,
                          run.electra.random_prob)
     return masked, run.electra.draws(masked, rng)
-
-
-def kept_share(run: Run) -> float:
-    """The share of the chosen tokens that stay visible, which is the objective's own unless it was set."""
-    return run.electra.kept_prob if run.settings.kept_prob is None else run.settings.kept_prob
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
@@ -539,7 +532,7 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     log.write(step, True, metrics)
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    frequency_loss = (1 - kept_share(run)) * unigram_baseline(run.data.heldout.ids)[0]
+    frequency_loss = (1 - run.kept_prob) * unigram_baseline(run.data.heldout.ids)[0]
     for warning in learning_warnings([record for record in log.records if record["heldout"]], frequency_loss):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
