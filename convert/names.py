@@ -70,8 +70,8 @@ def to_transformers(network: Generator | Discriminator | Encoder) -> dict[str, T
 
 
 @torch.no_grad()
-def classifier_to_transformers(classifier: Classifier, scale: float) -> dict[str, Tensor]:
-    """Weights of an ElectraForSequenceClassification whose logits are `scale` times the classifier's outputs.
+def classifier_to_transformers(classifier: Classifier, scale: float, offset: float = 0.0) -> dict[str, Tensor]:
+    """Weights of an ElectraForSequenceClassification whose logits are `scale` times the classifier's outputs + `offset`.
 
     The head here is one linear layer; transformers' is a dense layer, a GELU and an output layer. Its dense layer gives
     each output z twice, as z and as -z; the output layer subtracts the second: gelu(z) - gelu(-z) = z. All other units
@@ -84,8 +84,14 @@ def classifier_to_transformers(classifier: Classifier, scale: float) -> dict[str
     dense_bias[:2 * outputs] = scale * signs @ classifier.prediction.bias
     output_weight[:, :2 * outputs] = signs.T
     head = {"dense.weight": dense_weight, "dense.bias": dense_bias, "out_proj.weight": output_weight,
-            "out_proj.bias": torch.zeros(outputs)}
+            "out_proj.bias": torch.full((outputs,), offset)}
     return to_transformers(classifier.encoder) | {f"classifier.{name}": weight for name, weight in head.items()}
+
+
+def token_classifier_to_transformers(classifier: Classifier) -> dict[str, Tensor]:
+    """Weights of an ElectraForTokenClassification, whose head is the same linear layer."""
+    head = {f"classifier.{name}": weight for name, weight in classifier.prediction.state_dict().items()}
+    return to_transformers(classifier.encoder) | head
 
 
 def load_transformers(network: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:

@@ -17,21 +17,23 @@ import tyro
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 
-from convert.names import TIED, classifier_to_transformers, config_to_transformers, to_transformers
+from convert.names import (TIED, classifier_to_transformers, config_to_transformers, to_transformers,
+                           token_classifier_to_transformers)
 from convert.vocabulary import TOKENIZER_FILES
 from dataset import SPECIAL_TOKENS, Vocabulary
-from model import NETWORK_FILES, SavedNetwork, load_network
+from model import CLASSIFIERS, NETWORK_FILES, SavedNetwork, load_network
 from studies.objectives import OBJECTIVES
 from studies.tracking import read_metrics
-from tasks.glue import TASKS
+from tasks.glue import saved_task
+from tasks.task import Task
 from utils import InputError, replacing, reports_input_errors, require, write_text
 
 COMMAND = "convert.to_transformers"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 CLASSES = {"generator": "ForMaskedLM", "mlm": "ForMaskedLM", "discriminator": "ForPreTraining",
-           "classifier": "ForSequenceClassification"}
+           "classifier": "ForSequenceClassification", "token classifier": "ForTokenClassification"}
 PIPELINES = {"generator": "fill-mask", "mlm": "fill-mask", "discriminator": "feature-extraction",
-             "classifier": "text-classification"}
+             "classifier": "text-classification", "token classifier": "token-classification"}
 REPORT_COLUMNS = ["mlm_loss", "mlm_accuracy", "sampled_accuracy", "large_mlm_loss", "disc_loss", "disc_precision",
                   "disc_recall", "disc_auc"]
 
@@ -106,15 +108,17 @@ def run_settings(run: Path) -> dict[str, Any]:
 def model_folder(saved: SavedNetwork, run: Path) -> ExportedModel:
     """A network as transformers saves it, and its model card; `run` is the folder of the weights file."""
     vocabulary = Vocabulary.of_network(saved, str(run))
-    if saved.kind == "classifier":
+    max_length = saved.config.max_positions
+    if saved.kind in CLASSIFIERS:
         size = saved.config.discriminator()
-        head_config, weights = classifier_head(saved)
+        task = saved_task(saved.task, str(run))
+        max_length = min(max_length, task.max_length)  # that of its training
+        head_config, weights = classifier_head(saved, task)
     else:
         size = saved.config.generator() if saved.kind == "generator" else saved.config.discriminator()
         head_config, weights = {}, to_transformers(saved.network)
     config = config_to_transformers(saved.config, size) | head_config
     config |= {"architectures": [f"Electra{CLASSES[saved.kind]}"], "pad_token_id": vocabulary.pad}
-    max_length = saved.config.max_positions
     card = MODEL_CARD.read_text(encoding="utf-8").format(
         kind=saved.kind, suffix=CLASSES[saved.kind], pipeline=PIPELINES[saved.kind], max_length=max_length,
         millions=sum(weight.numel() for weight in saved.network.parameters()) / 1e6, pieces=vocabulary.size,
@@ -124,17 +128,17 @@ def model_folder(saved: SavedNetwork, run: Path) -> ExportedModel:
     return ExportedModel(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
 
 
-def classifier_head(saved: SavedNetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def classifier_head(saved: SavedNetwork, task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A classifier's additions to config.json and its weights; a real label is on the task's own scale."""
-    require(saved.task in TASKS, f"the classifier was fine-tuned on {saved.task!r}: expected {', '.join(TASKS)}")
-    task = TASKS[saved.task]
-    labels = dict(enumerate(task.labels or [task.label]))
+    labels = dict(enumerate(task.classes or [task.label]))
     outputs = len(saved.network.prediction.bias)
     require(len(labels) == outputs, f"the classifier has {outputs} outputs, expected the {len(labels)} of {task.name}")
-    config = {"id2label": labels, "label2id": {label: number for number, label in labels.items()},
-              "problem_type": "single_label_classification" if task.labels else "regression",
-              "classifier_dropout": 0.0}  # transformers would apply it to the outputs, which its dense layer holds
-    return config, classifier_to_transformers(saved.network, task.highest or 1.0)
+    config = {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+    if saved.kind == "token classifier":
+        return config, token_classifier_to_transformers(saved.network)
+    config |= {"problem_type": "single_label_classification" if task.classes else "regression",
+               "classifier_dropout": 0.0}  # transformers would apply it to the outputs, which its dense layer holds
+    return config, classifier_to_transformers(saved.network, *task.scale)
 
 
 def tokenizer_files(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:

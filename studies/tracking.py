@@ -180,8 +180,11 @@ def report_skipped_steps(values: dict[str, float], step: int, most_in_a_row: int
             "--extend and a lower --learning-rate, or choose another --output")
 
 
-def describe_text(data: "Data", vocabulary: "Vocabulary") -> None:
-    """Prints what there is of training and held-out text and what the networks see of it; warns if much is unknown."""
+def describe_text(data: "Data", vocabulary: "Vocabulary", kept_prob: float) -> None:
+    """Prints what there is of training and held-out text and what the networks see of it; warns if much is unknown.
+
+    `kept_prob` is the share of the chosen tokens that stay visible.
+    """
     counts = data.counts
     if counts["invalid"]:
         print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
@@ -196,7 +199,8 @@ def describe_text(data: "Data", vocabulary: "Vocabulary") -> None:
               "otherwise name one of the text's language with --vocab (a Unigram tokenizer.json where no blanks separate "
               "words)", file=sys.stderr)
     entropy, share = unigram_baseline(data.heldout.ids)
-    print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
+    print(f"held-out text: unigram entropy {entropy:.3f} nats; knowing frequencies alone gives an MLM loss of "
+          f"{(1 - kept_prob) * entropy:.3f}; the most frequent piece has a share of {share:.3f}")
 
 
 def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
@@ -206,17 +210,21 @@ def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
     return float(-(p * np.log(p)).sum()), float(p.max())
 
 
-def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
-    """What STALLED_EVALUATIONS evaluations without progress suggest; `entropy` of the held-out pieces in nats."""
+def learning_warnings(heldout: list[dict[str, float]], frequency_loss: float) -> Iterator[str]:
+    """What STALLED_EVALUATIONS evaluations without progress suggest.
+
+    `frequency_loss` is the MLM loss of a network that knows the frequencies of pieces only: their entropy, but nothing for
+    the chosen tokens that stay visible.
+    """
     if len(heldout) <= STALLED_EVALUATIONS:
         return
     before, recent = heldout[-STALLED_EVALUATIONS - 1], heldout[-STALLED_EVALUATIONS:]
     if all("disc_auc" in metrics and metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
         yield (f"the discriminator has been at chance for {STALLED_EVALUATIONS} evaluations: the learning rate may be too "
                "high, disc_weight too low, or the generator may know no more than word frequencies yet")
-    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
+    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.95 * frequency_loss):
         yield (f"the generator's loss has not moved for {STALLED_EVALUATIONS} evaluations and is near that of word "
-               f"frequencies ({entropy:.2f}): the learning rate may be too high or too low, or more steps are needed")
+               f"frequencies ({frequency_loss:.2f}): the learning rate may be too high or too low, or more steps are needed")
 
 
 class Detection(NamedTuple):

@@ -382,13 +382,13 @@ def test_fine_tuned_model_gives_the_same_answers_in_transformers(tmp_path, vocab
     classifier = load_network(model_file, ["classifier"], "").network
     with torch.no_grad():
         outputs = classifier(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].bool())
-        assert torch.allclose(peer.eval()(**batch).logits, outputs * (task.highest or 1), atol=1e-4)
+        assert torch.allclose(peer.eval()(**batch).logits, outputs * task.scale[0], atol=1e-4)
     predicted = [line.split("\t")[1] for line in
                  (tmp_path / "out" / "predictions" / "lines-predictions.tsv").read_text().splitlines()[1:]]
     answers = pipeline("text-classification", model=str(target))(
         [{"text": text[0], "text_pair": text[1]} if len(text) > 1 else text[0] for text in texts])
-    if task.labels:
-        assert [answer["label"] for answer in answers] == predicted and set(peer.config.label2id) == set(task.labels)
+    if task.classes:
+        assert [answer["label"] for answer in answers] == predicted and set(peer.config.label2id) == set(task.classes)
     else:
         assert peer.config.problem_type == "regression"
         assert [answer["score"] for answer in answers] == pytest.approx(list(map(float, predicted)), abs=1e-4)
@@ -400,7 +400,7 @@ def test_fine_tuned_model_gives_the_same_answers_in_transformers(tmp_path, vocab
 
 def test_classifier_of_an_unknown_task_is_refused(tmp_path, vocabulary, capsys):
     config = load_network(write_pair(tmp_path, vocabulary)[1], ["discriminator"], "").config
-    for task, outputs, message in (("poems", 2, "fine-tuned on 'poems'"),
+    for task, outputs, message in (("poems", 2, "names the task 'poems'"),
                                    ("mnli", 2, "2 outputs, expected the 3 of MNLI")):
         saved = SavedNetwork("classifier", Classifier(config, outputs), config, vocabulary.to_json(), task)
         save_network(tmp_path / "model.pt", saved)
