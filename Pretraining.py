@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataset import (Batch, Data, Masked, Store, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare,
-                     stored_batch)
+from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
 from studies.objectives import build_objective
@@ -191,7 +190,7 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
         if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
             return 0
-        loader = training_loader(settings, vocabulary, data.train, device, first_step)  # too little text is refused here
+        loader = training_loader(settings, vocabulary, data, device, first_step)  # too little text is refused here
         run = start(settings, model, vocabulary, data, output, device, checkpoint, initial)
         means = RunningMeans(device, checkpoint["means"] if checkpoint else {})
         with stop_signals() as received, iterating(loader) as batches:
@@ -384,13 +383,13 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
 
 # Training
 
-def training_loader(settings: Pretraining, vocabulary: Vocabulary, store: Store, device: torch.device,
+def training_loader(settings: Pretraining, vocabulary: Vocabulary, data: Data, device: torch.device,
                     first_step: int) -> torch.utils.data.DataLoader:
-    """The batches of all steps from `first_step` on; InputError if the store has too few examples for one."""
+    """The batches of all steps from `first_step` on; InputError if there are too few examples for one."""
     by_length = settings.examples == "line"
     # Compiled code and CUDA's memory are used again from step to step where the shapes stay the same.
     full_width = not by_length and (settings.compile or device.type == "cuda")
-    batches = TrainingBatches(store, vocabulary, settings.max_length, settings.batch_size, by_length, settings.seed,
+    batches = TrainingBatches(data.train, vocabulary, settings.max_length, settings.batch_size, by_length, settings.seed,
                               full_width)
     return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
                                        num_workers=settings.workers, pin_memory=device.type == "cuda")
