@@ -142,7 +142,7 @@ def join_wrapped_lines(lines: list[str]) -> list[str]:
             continues = paragraphs and (
                 is_wrapped(previous, line, width) or is_torn(" ".join(paragraphs[-1]), line)
                 or (verse and is_open(previous) and not is_heading(line.strip()))
-                or (not previous and is_stanza(block) and is_stanza(last_block) and last_block[-1][-1].isalnum()))
+                or (not previous and goes_on(last_block, block)))
             if continues:
                 paragraphs[-1].append(line.strip())
             else:
@@ -152,9 +152,12 @@ def join_wrapped_lines(lines: list[str]) -> list[str]:
     return [EMPHASIS.sub(r"\1", paragraph) for paragraph in joined]
 
 
-def is_stanza(block: list[str]) -> bool:
-    """Whether a block is verse beyond doubt, so that its last sentence may go on in the next one."""
-    return len(block) > 2 and is_verse(block) and max(map(len, block)) <= WIDEST_VERSE and not is_heading(block[0].strip())
+def goes_on(stanza: list[str], next_stanza: list[str]) -> bool:
+    """Whether two blocks are verse beyond doubt, and the first stops inside of a sentence."""
+    widest = max(map(len, stanza + next_stanza))
+    if len(stanza) < 3 or widest > WIDEST_VERSE or not is_verse(stanza) or not is_verse(next_stanza):
+        return False
+    return stanza[-1][-1].isalnum() and not is_heading(next_stanza[0].strip())
 
 
 def is_open(line: str) -> bool:

@@ -179,10 +179,9 @@ def wikitext_to_prose(wikitext: str, hidden_namespaces: str) -> str:
     text = visible_text(mwparserfromhell.parse(sections), hidden_link)
     if UNKNOWN_TEMPLATE in text:
         text = BRACKETS.sub(drop_unknown_parts, APART_TEMPLATE.sub("", text))
-    text = LINE_BREAK.sub("\n", text)
     if "\r" in text:
         text = APART_INDENT.sub(r"\1\2\n\n", text).replace("\r", "")
-    lines = [line.rstrip() for line in text.split("\n")]
+    lines = [line.rstrip() for line in LINE_BREAK.sub("\n", text).split("\n")]
     return "\n".join(join_open_lines(lines))
 
 
@@ -220,7 +219,7 @@ def drop_unknown_parts(brackets: re.Match) -> str:
     parts = re.split(r"([;；,，、])", brackets[1])
     kept = []
     for part, separator in zip(parts[::2], [*parts[1::2], ""], strict=True):
-        if not UNKNOWN_PART.fullmatch(part):
+        if not UNKNOWN_PART.fullmatch(part) and part.strip(" /") not in ("", "or", "and"):
             kept += [part, separator]
     if not "".join(kept).strip():
         return ""
@@ -306,7 +305,9 @@ def tag_text(tag: nodes.Tag, hidden_link: re.Pattern) -> str:
     text = visible_text(tag.contents, hidden_link)
     if name == "b":
         return f"'''{text}'''"  # removed in the end; it shows where the text of an article begins
-    return f"\n\n{text}\n\n" if name == "poem" else line_break + text
+    if name == "poem":
+        return "\n\n" + text.replace("\r", "") + "\n\n"
+    return line_break + text
 
 
 def template_text(template: nodes.Template, hidden_link: re.Pattern) -> str:
