@@ -10,11 +10,10 @@ from itertools import chain, groupby, pairwise
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from corpus.sentences import (BEFORE_NAME, CJK_LETTERS, LONGEST_HEADING, WIDEST_WRAPPED, clean_paragraph, ends_sentence,
-                              ends_with_hyphen, is_verse, join_paragraph, normalize, split_sentences)
+from corpus.sentences import (BEFORE_NAME, CJK_LETTERS, LONGEST_HEADING, WIDEST_VERSE, WIDEST_WRAPPED, clean_paragraph,
+                              ends_sentence, ends_with_hyphen, is_verse, join_paragraph, normalize, split_sentences)
 from corpus.sources import RawDocument, Source
 
-WIDEST_VERSE = 60  # characters; prose is wrapped at 65 and more
 SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it has a sentence a line
 
 # What Project Gutenberg puts before, between and after the books of a file: from the beginning to the line that says
@@ -119,6 +118,8 @@ def has_sentence_lines(lines: list[str], language: str = "en") -> bool:
     texts = [line.strip() for block in sample for line in block]
     if len(texts) < 2 * len(sample):
         return False  # with a blank line after almost every line they are paragraphs
+    if sum(map(is_heading, texts)) > 0.1 * len(texts):
+        return False  # with so many lines in capitals, which name the speakers, they are a play
     ended = sum(not text[-1].isalnum() and text[-1] not in ",;，、；" for text in texts)
     if ended <= 0.8 * len(texts):
         return False  # with so many lines that break off they are hard-wrapped

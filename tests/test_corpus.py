@@ -474,6 +474,7 @@ def test_text_with_a_sentence_a_line_is_distinguished_from_paragraphs():
     assert not has_sentence_lines([f"It was day {n}. The sun shone. He slept." for n in range(20)])
     assert not has_sentence_lines(["the sun shone on the wall and on", "the old house, and on all who"] * 9)
     assert not has_sentence_lines(["It was day."] + [""] * 1 + ["It was night."])
+    assert not has_sentence_lines(["ANNA.", "It is day.", "", "BERT.", "It is night.", ""] * 9)
 
 
 @pytest.mark.parametrize("expected", [
@@ -494,7 +495,7 @@ def test_sentences_are_not_cut_at_abbreviations_and_initials(expected):
     ("de", ["Zum 50. Geburtstag kam der 3. Bruder.", " Er blieb bis 1995.", " Dann ging er."]),
     ("fi", ["Hän tuli 5. Joulukuuta."]),
     ("es", ["—¿Quién? —preguntó Ana.", " —Yo."]), ("pl", ["– Kto? – spytał Jan.", " – Ja."]),
-    ("hi", ["वह आया।", " 5 लोग गए।"])])
+    ("hi", ["वह आया।", " 5 लोग गए।", " “हाँ।” वह बोला।"]), ("ru", ["«Что?» — спросил он.", " Да."])])
 def test_sentences_of_other_languages(language, expected):
     assert split_sentences("".join(expected), language) == [sentence.strip() for sentence in expected]
 
