@@ -197,7 +197,7 @@ def segments(text: str, language: str) -> list[str]:
         if segment[-1:] in "'’‘" and segment[-2:-1].isspace():
             cut[number] = segment[:-1]
             cut[number + 1] = segment[-1] + cut[number + 1]
-    return cut
+    return [segment for segment in cut if segment]
 
 
 def continues_sentence(sentence: str, segment: str, is_lowercase: bool, language: str) -> bool:

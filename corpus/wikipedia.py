@@ -79,7 +79,7 @@ FORMULAS = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score", "v
 # Tags whose content isn't prose.
 UNSEEN_TAGS = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "maplink",
                "pre", "templatestyles", "section", "indicator", "includeonly"}
-PARSER_FUNCTIONS = {"formatnum", "lc", "uc", "lcfirst", "ucfirst", "nowrap"}  # that show their argument
+PARSER_FUNCTIONS = {"formatnum", "lc", "uc", "lcfirst", "ucfirst"}  # that show their argument
 CODE_TAGS = {"source", "syntaxhighlight"}  # whose content may be part of a sentence
 LINE_TAGS = {"li", "dt", "p"}  # that begin a new line
 MARKED_TAGS = {"br": "\v", "dd": "\r"}  # whose lines may be verse
@@ -91,15 +91,18 @@ APART_INDENT = re.compile(r"(?<=[^\n\r])\r+|^([^\r\n].*)\n(?=\r)|^(\r.*)\n(?=[^\
 PAGE_NAME = re.compile(r"\{\{\s*(?:FULL|BASE|SUB)?PAGENAME\s*\}\}")
 # Templates that are not known and whose gaps no sentence shows: those that have their line to themselves; those before the
 # bold title at the beginning of a line; notes right behind punctuation; and what follows the last full stop of a line.
-U = UNKNOWN_TEMPLATE
+GAP = UNKNOWN_TEMPLATE
+GAPS = rf"[ \t{GAP}]*"
 APART_TEMPLATE = re.compile(
-    rf"^[ \t{U}]*{U}[ \t{U}]*(?=$|\'\'\')|(?<=[.,;:!?…»”\")]){U}+(?=\s|$)|(?<=[.!?。！？」』）]){U}[ \t{U}]*$|"
-    rf"(?<=[.!?。！？])[ \t]+{U}[ \t{U}]*$", re.MULTILINE)
+    rf"^\r*{GAPS}{GAP}{GAPS}(?=$|\'\'\')|(?<=[.,;:!?…»”\")]){GAP}+(?=\s|$)|(?<=[.!?。！？」』）]){GAPS}{GAP}{GAPS}$",
+    re.MULTILINE)
 # An addition in brackets in which such a template stands, and the parts of it that hold nothing else but a label.
 INSIDE = r"(?:[^()（）\n]|\([^()（）\n]*\))*"
-BRACKETS = re.compile(rf"[ \t]*[(（]({INSIDE}{U}{INSIDE})[)）]")
+BRACKETS = re.compile(rf"[ \t]*[(（]({INSIDE}{GAP}{INSIDE})[)）]")
+CONJUNCTION = r"\b(?:or|and|und|oder|et|ou|y|o|e|и)\b"
 UNKNOWN_PART = re.compile(
-    rf"(?:[^:：]{{1,40}}[:：])?[\s\[\]\"“”„«»/–-]*{U}(?:[\s{U}\[\]\"“”„«»:/–-]|\b(?:or|and|und|et|y|o|и)\b)*")
+    rf"(?:[^:：]{{1,40}}[:：])?[\s\[\]\"“”„«»/–-]*{GAP}(?:[\s{GAP}\[\]\"“”„«»:/–-]|{CONJUNCTION})*|"
+    rf"(?:[\s/]|{CONJUNCTION})*")
 
 # A choice between variants of Chinese and other languages, with its flags: "-{zh-hans:接;zh-hant:線}-".
 VARIANTS = re.compile(r"-\{(?:([A-Z+-]{1,2}|[a-z-]+(?:;[a-z-]+)*)\|)?([^{}]*)\}-")
@@ -219,7 +222,7 @@ def drop_unknown_parts(brackets: re.Match) -> str:
     parts = re.split(r"([;；,，、])", brackets[1])
     kept = []
     for part, separator in zip(parts[::2], [*parts[1::2], ""], strict=True):
-        if not UNKNOWN_PART.fullmatch(part) and part.strip(" /") not in ("", "or", "and"):
+        if not UNKNOWN_PART.fullmatch(part):
             kept += [part, separator]
     if not "".join(kept).strip():
         return ""
