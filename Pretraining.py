@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,24 +24,24 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
-from model import (Electra, ModelConfig, SavedNetwork, load_network, sampler_draws, save_network,
-                   use_bf16_cpu_kernels)
+from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
-from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
+from studies.objectives import build_objective
+from studies.tracking import (MetricsLog, RunningMeans, describe_text, detection_metrics, draw_curves, learning_warnings,
                               report_skipped_steps, sample_table, unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
-                   gather_from_processes, load, locked, one_line, own_rows, pick_device, pick_precision, process_group, rank,
-                   read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite, stop_signals,
-                   sum_over_processes, to_toml, world_size, write_text)
+                   gather_from_processes, iterating, load, locked, one_line, own_rows, pick_device, pick_precision,
+                   process_group, rank, read_settings, reports_input_errors, require, save, scheduled_rate,
+                   skip_unless_finite, stop_signals, sum_over_processes, to_toml, world_size, write_text)
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.toml"
-CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary"}
+CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary", "precision"}
 # Settings that may change when a run is resumed: where and how it is computed and reported. Corpus and vocabulary are
 # compared by content instead of by name.
 FREE_ON_RESUME = {"config", "corpus", "vocab", "output", "cache", "accumulate", "grad_checkpointing", "precision", "device",
                   "compile", "workers", "log_every", "eval_every", "eval_examples", "save_every", "keep_checkpoints",
                   "resume", "max_minutes", "max_bad_steps", "extend"}
-SCHEDULE = {"steps", "warmup_steps", "learning_rate"}  # settings that --extend may change as well
+SCHEDULE = {"steps", "flops", "warmup_steps", "learning_rate"}  # settings that --extend may change as well
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,15 @@ class Pretraining:
     """Run folder. Run the same command again to resume where it stopped."""
     cache: str = "data/cache"
     """Folder of tokenized corpora, named by content."""
+    objective: Literal["electra", "mlm", "electra-15", "replace-mlm", "all-tokens-mlm", "two-stage",
+                       "straight-through"] = "electra"
+    """What is trained: ELECTRA or, to compare it with, BERT (mlm) or one of the others in studies/objectives.py."""
+    temperature: float = bounded(1.0, above=0)
+    """Of the soft samples through which the gradient of --objective straight-through passes."""
     steps: int = bounded(1_000_000, at_least=1)
     """Optimizer steps."""
+    flops: float = bounded(0.0, at_least=0)
+    """As many steps as cost so many FLOPs, instead of --steps; 0: --steps."""
     batch_size: int = bounded(128, at_least=1)
     """Examples of one optimizer step."""
     accumulate: int = bounded(1, at_least=1)
@@ -83,10 +91,14 @@ class Pretraining:
     """Steps over which the rate grows."""
     weight_decay: float = bounded(0.01, at_least=0)
     """Decoupled, on all but LayerNorm and biases."""
+    beta2: float = bounded(0.999, at_least=0, below=1)
+    """Adam's decay of the mean squared gradient."""
     clip_norm: float = bounded(1.0, above=0)
     """Largest global norm of the gradient."""
     mask_prob: float = bounded(0.15, above=0, below=1)
     """Share of an example's tokens that the generator predicts."""
+    kept_prob: float | None = bounded(None, at_least=0, at_most=0.9)
+    """Share of the chosen tokens that stay visible. None: 0.15 as in ELECTRA, for --objective mlm BERT's 0.1."""
     disc_weight: float = bounded(50.0, at_least=0)
     """Weight of the discriminator's loss; the generator's has weight 1."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -134,12 +146,16 @@ class Run(NamedTuple):
     parallel: nn.Module  # electra, or what sums its gradients over processes
     optimizer: Adam
     scaler: torch.amp.GradScaler
+    kept_prob: float  # share of the chosen tokens that stay visible
 
 
 @reports_input_errors
 def main(argv: list[str]) -> int:
     started = time.monotonic()
     settings = read_settings(Pretraining, argv, QUICKSTART)
+    ignored = {word.split("=")[0] for word in argv if word.startswith("--model.")} - {"--model.generator-size"}
+    if settings.init_from and ignored:
+        print(f"warning: {', '.join(sorted(ignored))} ignored, because --init-from decides on sizes", file=sys.stderr)
     device = pick_device(settings.device)
     with process_group(device):
         return pretrain(settings, device, started)
@@ -150,14 +166,23 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
     print(f"config: {settings.config}")
     if settings.corpus and Path(settings.config).resolve() == QUICKSTART.resolve():
         print("This is the small demonstration; the paper's model is --config configs/electra_small.toml")
-    initial = read_initial(settings) if settings.init_from else {}
-    if initial:
-        settings = dataclasses.replace(settings, model=initial["discriminator"].config)
+    initial = {}
+    if settings.init_from:
+        from convert.initial import read_initial  # imported where it is used: other runs don't need it
+        initial = read_initial(settings.init_from, settings.objective, settings.model.generator_size, "--init-from")
+        settings = dataclasses.replace(settings, model=next(iter(initial.values())).config)
     check(settings)
     output = Path(settings.output)
     deadline = started + 60 * settings.max_minutes if settings.max_minutes else math.inf
     with contextlib.nullcontext() if rank() else locked(output / ".lock", wait=False):
         checkpoint = find_checkpoint(settings, output)
+        vocabulary, data = load_data(settings, checkpoint, initial)
+        # Weights from elsewhere may have rows of embeddings that no piece uses.
+        model = settings.model if initial else dataclasses.replace(settings.model, vocab_size=vocabulary.size)
+        if settings.flops:
+            settings = dataclasses.replace(settings, steps=round(settings.flops / step_flops(settings, model)))
+            require(settings.steps > 0, f"flops = {settings.flops:.2e} is less than one step: expected at least "
+                                        f"{step_flops(settings, model):.2e}")
         first_step = checkpoint["step"] if checkpoint else 0
         require(first_step <= settings.steps, f"{output} is at step {first_step:,}, beyond --steps {settings.steps:,}")
         require(len(set(gather_from_processes(first_step))) == 1,
@@ -165,16 +190,17 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
         if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
             return 0
-        run = start(settings, output, device, checkpoint, initial)
+        run = start(settings, model, vocabulary, data, output, device, checkpoint, initial)
         means = RunningMeans(device, checkpoint["means"] if checkpoint else {})
-        with stop_signals() as received:
-            done = train(run, first_step, means, received, deadline)
+        with stop_signals() as received, iterating(training_loader(run, first_step)) as batches:
+            done = train(run, batches, first_step, means, received, deadline)
     if done < settings.steps:
         reason = received[0].name if received else "time is over"
         print(f"{reason}: saved after step {done:,} in {output}; run the same command again to resume")
         return 128 + received[0] if received else 0
-    print(f"\nNext:\n  python LM_DEMO.py --weights {output / 'gen.pt'}\n"
-          f"  python Finetuning.py --task sst2 --weights {output / 'disc.pt'}")
+    language_model, encoder = (output / NETWORK_FILES[run.electra.networks[number]] for number in (0, -1))
+    print(f"\nNext:\n  python LM_DEMO.py --weights {language_model}\n"
+          f"  python Finetuning.py --task sst2 --weights {encoder}")
     return 0
 
 
@@ -190,19 +216,6 @@ def check(settings: Pretraining) -> None:
 
 
 # Starting and resuming
-
-def read_initial(settings: Pretraining) -> dict[str, SavedNetwork]:
-    """The discriminator and, if there is one, the generator that --init-from names."""
-    folder = Path(settings.init_from)
-    files = {"generator": folder / "gen.pt", "discriminator": folder / "disc.pt"}
-    if files["discriminator"].is_file():
-        networks = {name: load_network(path, [name], "--init-from") for name, path in files.items() if path.is_file()}
-        require(len({(saved.config, saved.tokenizer) for saved in networks.values()}) == 1,
-                f"gen.pt and disc.pt in {folder} have different sizes or vocabularies: expected files of one run")
-        return networks
-    from convert.from_transformers import read_pair  # imported where it is used: other runs don't need it
-    return read_pair(settings.init_from, settings.model.generator_size, "--init-from")
-
 
 def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint in the run folder; InputError if it is another run's or --no-resume was given."""
@@ -234,35 +247,42 @@ def compare_settings(settings: Pretraining, config_file: Path) -> None:
         raise InputError(f"{config_file} can't be read as TOML ({error}): repair it or choose another --output") from None
     saved, current = flat(from_table(Pretraining, table, str(config_file))), flat(settings)
     free = FREE_ON_RESUME | SCHEDULE if settings.extend else FREE_ON_RESUME
+    if settings.flops == saved["flops"] > 0:
+        free = free | {"steps"}  # they follow from the FLOPs
     changed = [name for name, value in saved.items() if value != current[name]]
     refused = [f"{name} = {saved[name]}, this command has {current[name]}" for name in changed if name not in free]
     require(not refused, f"{config_file.parent} holds a run with {'; '.join(refused)}: repeat its settings or choose "
                          "another --output (--extend resumes with other steps, warmup_steps, learning_rate)")
-    changed_numerics = {"precision", "device", "accumulate", "compile"} & set(changed)
+    changed_numerics = {"device", "accumulate", "compile"} & set(changed)
     if changed_numerics:
         print(f"warning: {', '.join(sorted(changed_numerics))} changed; the run continues, not bit for bit", file=sys.stderr)
 
 
-def start(settings: Pretraining, output: Path, device: torch.device, checkpoint: dict[str, Any] | None,
-          initial: dict[str, SavedNetwork]) -> Run:
-    """Data, networks and optimizer, new or restored. Prints what the run is and prepares the files of its folder."""
+def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, data: Data, output: Path,
+          device: torch.device, checkpoint: dict[str, Any] | None, initial: dict[str, SavedNetwork]) -> Run:
+    """Networks and optimizer, new or restored. Prints what the run is and prepares the files of its folder."""
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
     precision = pick_precision(settings.precision, device)
-    vocabulary, data = load_data(settings, checkpoint, initial)
-    model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
     torch.manual_seed(settings.seed)
-    electra = Electra(model, settings.grad_checkpointing).to(device)
-    if initial and not checkpoint:
-        # The embeddings are shared: the discriminator's, loaded last, are used for both.
-        for name in ("generator", "discriminator"):
-            if name in initial:
-                getattr(electra, name).load_state_dict(initial[name].network.state_dict())
-    if precision.dtype == torch.bfloat16 and device.type == "cpu":
+    electra = build_objective(settings.objective, model, settings.temperature).to(device)
+    for module in electra.modules():
+        if isinstance(module, Encoder):
+            module.grad_checkpointing = settings.grad_checkpointing
+    if not checkpoint:
+        # The embeddings are shared: those of the large network, loaded last, are used for both.
+        for kind in electra.networks:
+            if kind in initial:
+                getattr(electra, kind).load_state_dict(initial[kind].network.state_dict())
+    if precision.dtype == torch.bfloat16 and device.type == "cpu" and not settings.compile:
+        from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels  # nowhere else are they faster
         use_bf16_cpu_kernels(electra)
-    optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
-    parallel = DistributedDataParallel(electra) if world_size() > 1 else electra
+    optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate, settings.beta2)
+    parallel = electra
+    if world_size() > 1:
+        parallel = DistributedDataParallel(electra, find_unused_parameters=electra.stages > 1)
+    kept_prob = electra.kept_prob if settings.kept_prob is None else settings.kept_prob
     run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer,
-              precision.scaler())
+              precision.scaler(), kept_prob)
     if checkpoint:
         restore(run, checkpoint)
     if settings.compile:
@@ -279,28 +299,31 @@ def start(settings: Pretraining, output: Path, device: torch.device, checkpoint:
 def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
               initial: dict[str, SavedNetwork]) -> tuple[Vocabulary, Data]:
     """Vocabulary and tokenized corpus, built by the first process while the others wait."""
-    vocabulary = None  # learned from the corpus
+    vocabulary = None
     if settings.vocab:
         from convert.vocabulary import load_vocabulary  # imported where it is used, for --vocab NAME takes the hub along
         vocabulary = load_vocabulary(settings.vocab, settings.case)
-        require(vocabulary.size == settings.model.vocab_size,
+        require(bool(initial) or vocabulary.size == settings.model.vocab_size,
                 f"the vocabulary {settings.vocab} has {vocabulary.size:,} pieces, the model "
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
-        require(not initial or vocabulary.pieces() == Vocabulary.of_network(initial["discriminator"], "").pieces(),
-                f"--vocab {settings.vocab} has other pieces than --init-from {settings.init_from}: leave --vocab out")
+        vocabularies = [vocabulary, *(Vocabulary.of_network(saved, "") for saved in initial.values())]
+        require(len({(tuple(one.pieces()), one.case_note) for one in vocabularies}) == 1,
+                f"--vocab {settings.vocab} has other pieces, or another treatment of case, than --init-from "
+                f"{settings.init_from}: leave --vocab out")
     elif checkpoint:
         vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
     elif initial:
-        vocabulary = Vocabulary.of_network(initial["discriminator"], settings.init_from)
+        vocabulary = Vocabulary.of_network(next(iter(initial.values())), settings.init_from)
     if rank() > 0:
         barrier()
     cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
     if not paths:
         from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
         paths = (documentation_corpus(cache, Path(__file__).with_name("requirements.txt")),)
-    case = "uncased" if settings.case == "auto" else settings.case
-    vocabulary, data = prepare(paths, vocabulary, settings.model.vocab_size, settings.max_length, settings.examples, cache,
-                               case)
+    if vocabulary is None:
+        from corpus.vocabulary import learned_vocabulary
+        vocabulary = learned_vocabulary(paths, settings.model.vocab_size, settings.case, cache)
+    data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
     if rank() == 0:
         barrier()
     return vocabulary, data
@@ -308,6 +331,9 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
 
 def restore(run: Run, checkpoint: dict[str, Any]) -> None:
     """Networks, optimizer and loss scale from a checkpoint; InputError if it is of another corpus or other sizes."""
+    if checkpoint["precision"] != run.precision.name:  # also where "auto" means something else on this machine
+        print(f"warning: the precision was {checkpoint['precision']} and is {run.precision.name}; the run continues, not "
+              "bit for bit", file=sys.stderr)
     require(checkpoint["data"] == run.data.key, f"the corpus or the vocabulary has changed since {run.output} was begun: "
                                                 "restore it or choose another --output")
     try:
@@ -321,52 +347,61 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
 
 
 def describe(run: Run) -> None:
-    """Prints settings, data, model size and cost."""
-    settings, counts = run.settings, run.data.counts
+    """Prints settings, text, model size and cost."""
+    settings = run.settings
     print(to_toml(settings), end="")
-    if counts["invalid"]:
-        print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
-    print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
-          f"and {counts['unknown']:,} unknown; an epoch has {len(run.data.train):,} training examples with "
-          f"{int(run.data.train.ends[-1]):,} pieces in all; {len(run.data.heldout):,} examples are held out")
-    entropy, share = unigram_baseline(run.data.heldout.ids)
-    print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
-    total_size, discriminator_size = (sum(parameter.numel() for parameter in module.parameters())
-                                      for module in (run.electra, run.electra.discriminator))
-    predictions = round(settings.mask_prob * settings.max_length)
-    flops = settings.steps * settings.batch_size * training_flops(run.model, settings.max_length, predictions)
-    print(f"model: {discriminator_size / 1e6:.2f} M parameters in the discriminator, {total_size / 1e6:.2f} M in all; "
-          f"{flops:.2e} FLOPs in {settings.steps:,} steps of {settings.batch_size} x {settings.max_length} tokens")
+    describe_text(run.data, run.vocabulary, run.kept_prob)
+    networks = [run.electra, getattr(run.electra, run.electra.networks[-1])]
+    total_size, size = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    print(f"model: {size / 1e6:.2f} M parameters in the {run.electra.networks[-1]}, {total_size / 1e6:.2f} M in all; "
+          f"{settings.steps * step_flops(settings, run.model):.2e} FLOPs in {settings.steps:,} steps of "
+          f"{settings.batch_size} x {settings.max_length} tokens")
     print(f"device: {run.device}, {run.precision.name}" + (f", one of {world_size()} processes" if world_size() > 1 else ""))
 
 
+def step_flops(settings: Pretraining, model: ModelConfig) -> float:
+    """FLOPs of one training step."""
+    predictions = round(settings.mask_prob * settings.max_length)
+    return settings.batch_size * training_flops(model, settings.max_length, predictions, settings.objective)
+
+
 def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
-    """gen.pt and disc.pt, then all that resuming needs. The random state isn't saved: seed and step determine it."""
+    """The networks' files, then all that resuming needs. The random state isn't saved: seed and step determine it."""
     if rank() > 0:
         return
     tokenizer = run.vocabulary.to_json()
-    for name, file in (("generator", "gen.pt"), ("discriminator", "disc.pt")):
-        save_network(run.output / file, SavedNetwork(name, getattr(run.electra, name), run.model, tokenizer))
+    for kind in run.electra.networks:
+        save_network(run.output / NETWORK_FILES[kind], SavedNetwork(kind, getattr(run.electra, kind), run.model, tokenizer))
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(), "data": run.data.key,
-          "scaler": run.scaler.state_dict(), "means": means.state(), "vocabulary": tokenizer})
+          "scaler": run.scaler.state_dict(), "means": means.state(), "vocabulary": tokenizer,
+         "precision": run.precision.name})
     for old in checkpoints(run.output)[:-run.settings.keep_checkpoints]:
         old.unlink()
 
 
 # Training
 
-def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.Signals], deadline: float) -> int:
-    """The steps from `first_step` on, with metrics, evaluations and checkpoints at their intervals.
+def training_loader(run: Run, first_step: int) -> torch.utils.data.DataLoader:
+    """The batches of all steps from `first_step` on."""
+    settings = run.settings
+    by_length = settings.examples == "line"
+    # Compiled code and CUDA's memory are used again from step to step where the shapes stay the same.
+    full_width = not by_length and (settings.compile or run.device.type == "cuda")
+    batches = TrainingBatches(run.data.train, run.vocabulary, settings.max_length, settings.batch_size, by_length,
+                              settings.seed, full_width)
+    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
+                                       num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+
+
+def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMeans, received: list[signal.Signals],
+          deadline: float) -> int:
+    """The steps from `first_step` on, one for each batch, with metrics, evaluations and checkpoints at their intervals.
 
     Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
     slowest step so far (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
     """
     settings = run.settings
-    batches = TrainingBatches(run.data.train, run.vocabulary, settings.max_length, settings.batch_size,
-                              settings.examples == "line", settings.seed)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
-                                         num_workers=settings.workers, pin_memory=run.device.type == "cuda")
     rng = torch.Generator(run.device)
     log = MetricsLog(run.output, first_step)
     log.write_markdown(first_step, "settings", f"```toml\n{to_toml(settings)}```")
@@ -375,7 +410,7 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             evaluate_and_report(run, log, 0)
     run.electra.train()
     slowest, before = 0.0, time.monotonic()
-    bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
+    bar = tqdm(batches, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
         means.add(*training_step(run, batch, step, rng))
         done = step + 1
@@ -408,36 +443,46 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
     return settings.steps
 
 
-def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """One optimizer step, without waiting for the device. A step that is not finite changes no weight.
 
-    Returns RunningMeans.COLUMNS (5,) of the batch and whether loss and gradient were finite, () bool. Every process masks
-    the whole batch, then trains on its rows: masks don't depend on the number of processes.
+    Returns what RunningMeans.add takes: the batch's losses and accuracies by name, each (), its tokens (), and whether loss
+    and gradient were finite (), bool. Every process masks the whole batch, then trains on its rows: masks don't depend on
+    the number of processes.
     """
     settings = run.settings
     batch = batch.to(run.device)
+    stage_steps = math.ceil(settings.steps / run.electra.stages)  # all steps, but for --objective two-stage
+    stage, stage_step = divmod(step, stage_steps)
+    run.electra.begin_step(stage, first=stage_step == 0)
 
     # Mask the batch and draw the random numbers of the sampler.
     seed_step(settings.seed, step, rng)
-    masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
-    draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
+    masked, draws = mask_and_draw(run, batch, rng)
 
     # Forward and backward.
-    values = sum_over_processes(forward_and_backward(run, batch, masked, draws))
+    means = forward_and_backward(run, batch, masked, draws)
 
     # Clip the gradient. Under fp16 it is scaled: undo that first.
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.electra.parameters(), settings.clip_norm)
-    finite = (norm + values.sum()).isfinite()
+    finite = (norm + sum(means.values())).isfinite()
 
     # Schedule and step.
     for group in run.optimizer.param_groups:
-        group["lr"] = scheduled_rate(step, settings.learning_rate, settings.warmup_steps, settings.steps)
+        group["lr"] = scheduled_rate(stage_step, settings.learning_rate, settings.warmup_steps, stage_steps)
     skip_unless_finite(run.optimizer, finite)  # does what scaler.step() would, without waiting for the device
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.scaler.update()
-    return values, finite
+    return means, batch.attention_mask.sum(), finite
+
+
+def mask_and_draw(run: Run, batch: Batch, rng: torch.Generator) -> tuple[Masked, Tensor]:
+    """The masked batch and the random numbers with which the objective samples."""
+    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, run.kept_prob,
+                         run.electra.random_prob)
+    return masked, run.electra.draws(masked, rng)
 
 
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
@@ -451,17 +496,17 @@ def derived_seed(*key: int) -> int:
     return int(np.random.default_rng(key).integers(1 << 62))
 
 
-def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> Tensor:
-    """Accumulates the gradient of the joint loss, part by part. Returns RunningMeans.COLUMNS (5,) of this process's rows.
+def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> dict[str, Tensor]:
+    """Accumulates the gradient of the joint loss, part by part. Returns the batch's losses and accuracies by name, each ().
 
-    Loss (paper, section 2.1): mean cross entropy over the chosen positions + disc_weight * mean binary cross entropy over
-    all tokens that are not padding, both means over the whole batch, however it is cut and shared out.
+    They are means over the whole batch, however it is cut and shared out: over its chosen positions or over the tokens
+    that the discriminator judges (paper, section 2.1).
     """
-    settings = run.settings
-    values = torch.zeros(len(RunningMeans.COLUMNS), device=run.device)
-    chosen_count, token_count = masked.chosen.sum().clamp(min=1), batch.attention_mask.sum()
+    counts = {"chosen": masked.chosen.sum().clamp(min=1),
+              "judged": run.electra.judged(batch, masked).sum().clamp(min=1)}
     rows = own_rows(len(batch.ids))
-    part_size = math.ceil((rows.stop - rows.start) / settings.accumulate)
+    part_size = math.ceil((rows.stop - rows.start) / run.settings.accumulate)
+    sums = 0.0
     for begin in range(rows.start, rows.stop, part_size):
         part = slice(begin, min(begin + part_size, rows.stop))
         part_batch = Batch(*(tensor[part] for tensor in batch))
@@ -471,17 +516,12 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
         with run.parallel.no_sync() if postpone_sync else contextlib.nullcontext():
             with run.precision.autocast():
                 output = run.parallel(part_batch, part_masked, draws[part])
-            mlm_loss = output.generator_losses.sum() / chosen_count
-            disc_loss = output.discriminator_losses.sum() / token_count
-            loss = mlm_loss + settings.disc_weight * disc_loss
+            measured = run.electra.measure(output, part_batch, part_masked)
+            means = {name: total / counts[over] for name, (total, over) in measured.items()}
+            loss = run.electra.loss(means, run.settings.disc_weight)
             run.scaler.scale(loss * world_size()).backward()  # DistributedDataParallel averages, we want sums
-        with torch.no_grad():
-            original_ids = part_batch.ids.gather(1, part_masked.positions)
-            guessed = (output.sampled_ids == original_ids) & part_masked.chosen
-            detected = ((output.discriminator_logits > 0) == output.replaced) & part_batch.attention_mask
-            values += torch.stack([mlm_loss, disc_loss, guessed.sum() / chosen_count, detected.sum() / token_count,
-                                   part_batch.attention_mask.sum()])
-    return values
+        sums = sums + torch.stack(list(means.values())).detach()
+    return dict(zip(means, sum_over_processes(sums), strict=True))
 
 
 # Evaluation on held-out text
@@ -492,14 +532,13 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     log.write(step, True, metrics)
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    for warning in learning_warnings([record for record in log.records if record["heldout"]],
-                                     unigram_baseline(run.data.heldout.ids)[0]):
+    frequency_loss = (1 - run.kept_prob) * unigram_baseline(run.data.heldout.ids)[0]
+    for warning in learning_warnings([record for record in log.records if record["heldout"]], frequency_loss):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
         draw_curves(run.output, has_papers_settings(run.settings, run.model))
 
 
-@torch.no_grad()
 def evaluate(run: Run) -> tuple[dict[str, float], str]:
     """Metrics on evenly spread held-out examples, with the same masks each time, and the first examples as a table.
 
@@ -508,39 +547,64 @@ def evaluate(run: Run) -> tuple[dict[str, float], str]:
     """
     settings, store = run.settings, run.data.heldout
     numbers = np.linspace(0, len(store) - 1, min(settings.eval_examples, len(store))).astype(np.int64)
-    parts = np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size))
-    rng = torch.Generator(run.device)
-    sums = torch.zeros(6, dtype=torch.float64, device=run.device)
-    labels, scores, samples = [], [], ""
+    batches = np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size))
     run.electra.eval()
-    for number in range(rank(), len(parts), world_size()):
-        rng.manual_seed(derived_seed(settings.seed, number))
-        batch = stored_batch(store, parts[number], run.vocabulary, settings.max_length).to(run.device)
-        masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng)
-        draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
-        with run.precision.autocast():
-            output = run.electra(batch, masked, draws)
-        original_ids = batch.ids.gather(1, masked.positions)
-        predicted_right = (output.generator_logits.argmax(-1) == original_ids) & masked.chosen
-        sampled_right = (output.sampled_ids == original_ids) & masked.chosen
-        sums += torch.stack([output.generator_losses.sum(), predicted_right.sum(), sampled_right.sum(), masked.chosen.sum(),
-                             output.discriminator_losses.sum(), batch.attention_mask.sum()])
-        judged = maskable(batch, run.vocabulary)
-        labels.append(output.replaced[judged].cpu().numpy())
-        scores.append(output.discriminator_logits[judged].cpu().numpy())
-        if number == 0:
-            samples = sample_table(run.vocabulary, batch, masked, output)
+    own_parts = [evaluate_batch(run, batch) for batch in batches[rank()::world_size()]]
     run.electra.train()
-    mlm_loss, predicted_count, sampled_count, chosen_count, disc_loss, tokens = sum_over_processes(sums).tolist()
-    require(math.isfinite(mlm_loss + disc_loss),
+
+    parts = [part for parts in gather_from_processes(own_parts) for part in parts]
+    metrics = {name: sum(part.sums[name][0] for part in parts) / max(1, sum(part.sums[name][1] for part in parts))
+               for name in parts[0].sums}
+    require(all(map(math.isfinite, metrics.values())),
             "the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
-    all_labels = np.concatenate([array for arrays in gather_from_processes(labels) for array in arrays])
-    all_scores = np.concatenate([array for arrays in gather_from_processes(scores) for array in arrays])
-    chosen_count = max(1.0, chosen_count)
-    detection = detection_metrics(all_labels, all_scores)._asdict()
-    metrics = {"mlm_loss": mlm_loss / chosen_count, "mlm_accuracy": predicted_count / chosen_count,
-               "sampled_accuracy": sampled_count / chosen_count, "disc_loss": disc_loss / tokens}
-    return metrics | {f"disc_{name}": value for name, value in detection.items()}, samples
+    if parts[0].labels is not None:
+        detection = detection_metrics(np.concatenate([part.labels for part in parts]),
+                                      np.concatenate([part.scores for part in parts]))
+        metrics |= {f"disc_{name}": value for name, value in detection._asdict().items()}
+    return metrics, parts[0].samples
+
+
+class EvaluatedPart(NamedTuple):
+    """What one batch contributes to an evaluation."""
+
+    sums: dict[str, tuple[float, int]]  # by metric, with the number of tokens that it is summed over
+    samples: str  # the first examples as a table
+    labels: np.ndarray | None  # of the tokens that could have been replaced: whether they were
+    scores: np.ndarray | None  # the discriminator's logits for them
+
+
+@torch.no_grad()
+def evaluate_batch(run: Run, numbers: np.ndarray) -> EvaluatedPart:
+    """Evaluates the held-out examples with these numbers (B,)."""
+    batch = stored_batch(run.data.heldout, numbers, run.vocabulary, run.settings.max_length, full_width=True)
+    batch = batch.to(run.device)
+    masked, draws = masks_of_examples(run, batch, numbers)
+    with run.precision.autocast():
+        output = run.electra(batch, masked, draws)
+    judged = run.electra.judged(batch, masked)
+    counts = {"chosen": int(masked.chosen.sum()), "judged": int(judged.sum())}
+    predicted = (output.generator_logits.argmax(-1) == batch.ids.gather(1, masked.positions)) & masked.chosen
+    measured = run.electra.measure(output, batch, masked) | {"mlm_accuracy": (predicted.sum(), "chosen")}
+    labels = scores = None
+    if output.discriminator_logits is not None:
+        replaceable = judged & maskable(batch, run.vocabulary)
+        labels, scores = (tensor[replaceable].cpu().numpy() for tensor in (output.replaced, output.discriminator_logits))
+    return EvaluatedPart({name: (total.item(), counts[over]) for name, (total, over) in measured.items()},
+                         sample_table(run.vocabulary, batch, masked, output), labels, scores)
+
+
+def masks_of_examples(run: Run, batch: Batch, numbers: np.ndarray) -> tuple[Masked, Tensor]:
+    """`mask_and_draw` for held-out examples with these numbers (B,), each from its own seed.
+
+    So an evaluation doesn't depend on how the examples are divided into batches.
+    """
+    rng = torch.Generator(run.device)
+    rows = []
+    for row, number in enumerate(numbers):
+        rng.manual_seed(derived_seed(run.settings.seed, int(number)))
+        rows.append(mask_and_draw(run, Batch(*(tensor[row:row + 1] for tensor in batch)), rng))
+    masked = Masked(*map(torch.cat, zip(*(masked for masked, _ in rows), strict=True)))
+    return masked, torch.cat([draws for _, draws in rows])
 
 
 def has_papers_settings(settings: Pretraining, model: ModelConfig) -> bool:

@@ -16,21 +16,20 @@ import shutil
 import unicodedata
 import zlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, require, shuffled, write_text
+from utils import InputError, locked, require, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
@@ -40,12 +39,10 @@ HELDOUT_DIVISOR = 100  # one document in 100 is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# The arguments of BERT's normalizer for each --case: lower case or not, without accents or not (None: as lower case)
-CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
 # What a normalizer leaves of "É" tells what it does to case and accents.
-CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
-              "é": "uncased: the networks see lower case with accents"}
-LEARNING_LINES = 1_000_000  # evenly spread lines of the corpus from which a vocabulary is learned
+CASE_NOTES = {"e": "uncased: the networks see lower case without accents or vowel signs (of Hindi or Thai, for instance)",
+              "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents",
+              "E": "cased: the networks see no accents"}
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
@@ -151,7 +148,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
         letter = tokenizer.normalizer.normalize_str("É") if tokenizer.normalizer else "É"
-        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), "")  # empty if case and accents are kept
+        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), f"the networks see {letter} for É")
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """Ids of each line, without special tokens."""
@@ -175,44 +172,11 @@ class Vocabulary:
 
     @classmethod
     def of_network(cls, saved: Any, source: str) -> "Vocabulary":
-        """The vocabulary of a model.SavedNetwork; InputError if the network has another number of pieces."""
-        vocabulary, expected = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
-        require(vocabulary.size == expected, f"{source} has {vocabulary.size:,} pieces and weights for {expected:,}: "
-                                             "they belong to different models")
+        """The vocabulary of a model.SavedNetwork; InputError if it has more pieces than the network has rows for."""
+        vocabulary, rows = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
+        require(vocabulary.size <= rows, f"{source} has {vocabulary.size:,} pieces and weights for {rows:,}: they belong "
+                                         "to different models")
         return vocabulary
-
-
-def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
-    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original."""
-    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
-def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
-    """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order.
-
-    Of the letters the most frequent are known, 256 or a sixteenth of `size`: Wikipedia has thousands of rare ones.
-    """
-    tokenizer = wordpiece({}, *CASES[case])
-    words = Counter()
-    for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
-        normalized = tokenizer.normalizer.normalize_str(line)
-        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
-    letter_counts = Counter()
-    for word, count in words.items():
-        letter_counts.update(dict.fromkeys(word, count))
-    letters = sorted(letter_counts, key=lambda letter: (-letter_counts[letter], letter))[:max(256, size // 16)]
-    inner_letters = {letter for word in words for letter in word[1:]} & set(letters)
-    # The trainer numbers letters at random and breaks ties by number, so that the same text would give another vocabulary
-    # each time. It keeps the order of special tokens, so the letters are given to it as such.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, limit_alphabet=len(letters), initial_alphabet=letters, show_progress=False,
-        special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in sorted(inner_letters))])
-    tokenizer.train_from_iterator(words.elements(), trainer)
-    pieces = [*SPECIAL_TOKENS, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL_TOKENS))]
-    return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
 
 
 # Examples: one or two segments of word pieces
@@ -312,31 +276,22 @@ def corpus_hash(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary | None, vocab_size: int, max_length: int, examples: str,
-            cache: Path, case: str = "uncased") -> tuple[Vocabulary, Data]:
-    """The vocabulary (if None, `vocab_size` pieces learned from the corpus) and the token store, each built once.
+def prepare(paths: tuple[Path, ...], vocabulary: Vocabulary, max_length: int, examples: str, cache: Path) -> Data:
+    """The tokenized corpus, built once: its cache entry is named by the content of all it depends on, once it is whole.
 
-    Cache entries are named by the content of all they depend on, once they are whole. Memory doesn't grow with the corpus.
-    Raises InputError if the text is not usable or the vocabulary doesn't know it.
+    Memory doesn't grow with the corpus. Raises InputError if the text is not usable or the vocabulary doesn't know it.
     """
-    corpus_key = corpus_hash(paths)
-    scan = lru_cache(lambda: scan_corpus(paths))  # read at most once, and only if something has to be built
-    if vocabulary is None:
-        path = cache / f"vocabulary-{content_key(corpus_key, vocab_size, case, STORE_VERSION)}.json"
-        with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                write_text(path, learn_vocabulary(scan(), vocab_size, case).to_json())
-        vocabulary = Vocabulary.from_json(path.read_text(encoding="utf-8"), str(path))
-    folder = cache / f"store-{content_key(corpus_key, vocabulary.to_json(), max_length, examples, STORE_VERSION)}"
+    key = content_key(corpus_hash(paths), vocabulary.to_json(), max_length, examples, STORE_VERSION)
+    folder = cache / f"store-{key}"
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():
             building = folder.with_suffix(".building")
             shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
             building.mkdir()
-            build_store(building, scan(), vocabulary, max_length, examples)
+            build_store(building, scan_corpus(paths), vocabulary, max_length, examples)
             building.rename(folder)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    return vocabulary, Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
+    return Data(Store(folder / "train"), Store(folder / "heldout"), counts, folder.name)
 
 
 def build_store(folder: Path, corpus: Corpus, vocabulary: Vocabulary, max_length: int, examples: str) -> None:
@@ -415,11 +370,12 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def stored_batch(store: Store, numbers: np.ndarray, vocabulary: Vocabulary, max_length: int) -> Batch:
-    """The examples (B,) of a store as one batch."""
+def stored_batch(store: Store, numbers: np.ndarray, vocabulary: Vocabulary, max_length: int,
+                 full_width: bool = False) -> Batch:
+    """The examples (B,) of a store as one batch, with `full_width` always padded to `max_length`."""
     starts = store.ends[numbers]
     return lay_out(store.ids, starts, store.first[numbers].astype(np.int64), store.ends[numbers + 1] - starts,
-                   vocabulary, max_length)
+                   vocabulary, max_length, full_width)
 
 
 def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: int) -> Batch:
@@ -431,19 +387,20 @@ def collate(examples: Sequence[Segments], vocabulary: Vocabulary, max_length: in
 
 
 def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.ndarray, vocabulary: Vocabulary,
-            max_length: int) -> Batch:
-    """A batch of B examples, padded to the longest row rounded up to a multiple of 8, but not beyond `max_length`.
+            max_length: int, full_width: bool = False) -> Batch:
+    """A batch of B examples, padded to `max_length`, or without `full_width` to the longest row, in multiples of 8.
 
     Example b has `pieces[b]` pieces from `ids[starts[b]]` on, of which the first `first[b]` are the first segment.
     """
     has_second = pieces > first
     lengths = pieces + np.where(has_second, 3, 2)
-    width = min(max_length, -(-int(lengths.max()) // 8) * 8)  # matrix kernels are fastest at multiples of 8
+    longest = -(-int(lengths.max()) // 8) * 8  # matrix kernels are fastest at multiples of 8
+    width = max_length if full_width else min(max_length, longest)
     column = np.arange(width)
     first, lengths = first[:, None], lengths[:, None]
     # A token's place among the pieces: [CLS] comes before them, and the first [SEP] between the segments.
     place = starts[:, None] + column - 1 - (column > first)
-    rows = ids[np.clip(place, 0, len(ids) - 1)].astype(np.int64)  # (B, L)
+    rows = np.asarray(ids).take(place, mode="clip").astype(np.int64)  # (B, L); padding takes whatever follows
     rows[:, 0] = vocabulary.cls
     rows[(column == first + 1) | (column == lengths - 1)] = vocabulary.sep
     attention_mask = column < lengths
@@ -453,42 +410,39 @@ def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.n
 
 
 class TrainingBatches(torch.utils.data.Dataset):
-    """Batch of any training step, by the step's number: every epoch in a new order, all in constant memory.
+    """Batch of any training step, by the step's number: every epoch in a new random order, in 4 bytes of memory an example.
 
-    With `by_length`, the examples of POOL_BATCHES batches are sorted by length, cut into batches and these shuffled.
+    With `by_length`, the examples of POOL_BATCHES batches are sorted by length, cut into batches and these shuffled. With
+    `full_width`, every batch has the same shape.
     """
 
-    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int):
+    def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int,
+                 full_width: bool = False):
         self.store, self.vocabulary, self.max_length = store, vocabulary, max_length
-        self.batch_size, self.by_length, self.seed = batch_size, by_length, seed
+        self.batch_size, self.by_length, self.seed, self.full_width = batch_size, by_length, seed, full_width
         self.batches = len(store) // batch_size  # of an epoch; the rest is left to other epochs
         require(self.batches > 0, f"the corpus makes {len(store)} training examples, too little text for one batch of "
                                   f"{batch_size}: add text or lower --batch-size")
-        self.pool_key, self.pool = None, None  # the batches sorted by length that were used last
+        self.epoch, self.order = None, None  # of the batch that was asked for last
 
     def __getitem__(self, step: int) -> Batch:
         epoch, batch = divmod(step, self.batches)
-        if not self.by_length:
-            numbers = self.shuffled_examples(epoch, batch, batch + 1)
-        else:
-            if self.pool_key != (epoch, batch // POOL_BATCHES):
-                self.pool_key = epoch, batch // POOL_BATCHES
-                self.pool = self.sort_pool(*self.pool_key)
-            numbers = self.pool[batch % POOL_BATCHES]
-        return stored_batch(self.store, numbers, self.vocabulary, self.max_length)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.epoch_order(epoch)
+        return stored_batch(self.store, self.order[batch], self.vocabulary, self.max_length, self.full_width)
 
-    def shuffled_examples(self, epoch: int, begin: int, end: int) -> np.ndarray:
-        """Numbers of the examples in batches begin..end - 1 of an epoch."""
-        positions = np.arange(begin * self.batch_size, end * self.batch_size)
-        return shuffled(positions, len(self.store), (self.seed, epoch))
-
-    def sort_pool(self, epoch: int, pool: int) -> np.ndarray:
-        """Numbers of the examples (batches, batch size) of a pool."""
-        begin, end = pool * POOL_BATCHES, min((pool + 1) * POOL_BATCHES, self.batches)
-        numbers = self.shuffled_examples(epoch, begin, end)
-        lengths = self.store.ends[numbers + 1] - self.store.ends[numbers]  # without special tokens
-        batches = numbers[np.stack(batches_by_length(lengths, self.batch_size))]
-        return np.random.default_rng((self.seed, epoch, pool)).permutation(batches)
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Numbers of the examples in every batch of an epoch (batches, batch size)."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(np.arange(len(self.store), dtype=np.uint32))
+        order = order[:self.batches * self.batch_size].reshape(self.batches, self.batch_size)
+        if self.by_length:
+            for begin in range(0, self.batches, POOL_BATCHES):
+                pool = order[begin:begin + POOL_BATCHES].ravel()
+                lengths = self.store.ends[pool + 1] - self.store.ends[pool]  # without special tokens
+                batches = pool[np.stack(batches_by_length(lengths, self.batch_size))]
+                order[begin:begin + POOL_BATCHES] = rng.permutation(batches)
+        return order
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -516,11 +470,12 @@ def maskable(batch: Batch, vocabulary: Vocabulary) -> Tensor:
 
 
 def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_length: int,
-                rng: torch.Generator | None = None) -> Masked:
+                rng: torch.Generator | None = None, kept_prob: float = KEPT_PROB, random_prob: float = 0.0) -> Masked:
     """Chooses and hides tokens as the original does, but without replacement (G, pretrain/pretrain_helpers.py, mask).
 
     A row of n tokens, [CLS] and [SEP] counted, gets max(1, min(N, round(mask_prob * n))) positions, with N the number of
-    slots for `max_length`, and never more than its maskable tokens. Works on the batch's device, without waiting for it.
+    slots for `max_length`, and never more than its maskable tokens. Of the chosen tokens a share of `kept_prob` stays
+    visible, and a share of `random_prob` becomes random pieces. Works on the batch's device, without waiting for it.
     """
     B, L = batch.ids.shape
     device = batch.ids.device
@@ -533,9 +488,12 @@ def mask_tokens(batch: Batch, vocabulary: Vocabulary, mask_prob: float, max_leng
     random_keys = torch.rand((B, L), device=device, generator=rng).masked_fill(~allowed, 2.0)
     positions = random_keys.topk(K, largest=False).indices  # (B, K)
     chosen = torch.arange(K, device=device) < counts[:, None]  # (B, K)
-    # Of the chosen tokens 85% become [MASK]; the others stay, but are predicted too.
-    becomes_mask = chosen & (torch.rand((B, K), device=device, generator=rng) >= KEPT_PROB)
-    tokens = batch.ids.gather(1, positions).masked_fill(becomes_mask, vocabulary.mask)
+    # Most of the chosen tokens become [MASK]. All of them are predicted.
+    fate = torch.rand((B, K), device=device, generator=rng)
+    tokens = batch.ids.gather(1, positions).masked_fill(chosen & (fate >= kept_prob + random_prob), vocabulary.mask)
+    if random_prob:
+        pieces = torch.randint(vocabulary.size, (B, K), device=device, generator=rng)
+        tokens = tokens.where(~chosen | (fate < kept_prob) | (fate >= kept_prob + random_prob), pieces)
     return Masked(batch.ids.scatter(1, positions, tokens), positions, chosen)
 
 

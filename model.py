@@ -6,10 +6,10 @@ Shapes: B rows, L tokens a row, K masked slots a row, H hidden size, E embedding
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from dataset import Batch, Masked
 
 LAYER_NORM_EPS = 1e-12  # BERT's
+NETWORK_FILES = {"generator": "gen.pt", "discriminator": "disc.pt", "mlm": "mlm.pt"}  # in a run's folder, by kind
+CLASSIFIERS = ("classifier", "token classifier")  # kinds of fine-tuned networks
 GENERATOR_HEAD_SIZE = 64  # width of the generator's attention heads (G, run_pretraining.py, get_generator_config)
-DROPOUT_RESOLUTION = 2**16  # dropout probabilities that the bf16 kernels for CPUs distinguish
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,22 @@ class EncoderSize(NamedTuple):
 
 
 class ElectraOutput(NamedTuple):
-    """The result of one joint forward pass. Sums of the losses divided by counts make the paper's losses."""
+    """The result of one joint forward pass; an objective (studies/objectives.py) leaves None what it doesn't compute."""
 
-    generator_losses: Tensor  # (B, K) cross entropy, 0 at unused slots
-    discriminator_losses: Tensor  # (B, L) binary cross entropy, 0 at padding
     generator_logits: Tensor  # (B, K, V)
-    sampled_ids: Tensor  # (B, K), drawn from the generator
-    corrupted_ids: Tensor  # (B, L), the discriminator's input
-    replaced: Tensor  # (B, L) bool, the discriminator's labels
-    discriminator_logits: Tensor  # (B, L)
+    generator_losses: Tensor  # (B, K) cross entropy, 0 at unused slots
+    sampled_ids: Tensor | None = None  # (B, K), drawn from the generator
+    corrupted_ids: Tensor | None = None  # (B, L), the discriminator's input
+    replaced: Tensor | None = None  # (B, L) bool, the discriminator's labels
+    discriminator_logits: Tensor | None = None  # (B, L)
+    discriminator_losses: Tensor | None = None  # (B, L) binary cross entropy, 0 at padding
+    large_losses: Tensor | None = None  # (B, K) or (B, L), of a masked language model in the discriminator's place
 
 
 # Layers
 
 class Embeddings(nn.Module):
-    """Token, position and segment embeddings, summed and normalized: (B, L) ids to (B, L, E)."""
+    """Token, position and segment embeddings, summed and normalized: ids (B, L), or their vectors, to (B, L, E)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -102,8 +104,9 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, segments: Tensor) -> Tensor:
+        tokens = ids if ids.is_floating_point() else self.token(ids)  # (B, L, E)
         positions = self.position.weight[: ids.shape[1]]  # (L, E)
-        return self.dropout(self.norm(self.token(ids) + positions + self.segment(segments)))
+        return self.dropout(self.norm(tokens + positions + self.segment(segments)))
 
 
 class Layer(nn.Module):
@@ -119,7 +122,7 @@ class Layer(nn.Module):
         self.feed_forward_output = nn.Linear(size.feed_forward, size.hidden)
         self.feed_forward_norm = nn.LayerNorm(size.hidden, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        self.attention = attention  # use_bf16_cpu_kernels replaces it
+        self.attention = attention  # replaced in bf16 on a CPU (benchmarks/bf16_cpu_kernels.py)
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """`attention_mask` (B, 1, 1, L) is true at the keys that may be attended to."""
@@ -160,11 +163,14 @@ class Encoder(nn.Module):
 # Networks
 
 class Generator(nn.Module):
-    """Masked language model: vocabulary logits at chosen positions, output table tied to the token embeddings."""
+    """Masked language model: vocabulary logits at chosen positions, output table tied to the token embeddings.
 
-    def __init__(self, config: ModelConfig, embeddings: Embeddings | None = None):
+    `size` is the generator's unless given: a network of kind "mlm" has the discriminator's.
+    """
+
+    def __init__(self, config: ModelConfig, embeddings: Embeddings | None = None, size: EncoderSize | None = None):
         super().__init__()
-        size = config.generator()
+        size = size or config.generator()
         self.encoder = Encoder(config, size, embeddings or Embeddings(config))
         self.dense = nn.Linear(size.hidden, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size, eps=LAYER_NORM_EPS)
@@ -174,7 +180,10 @@ class Generator(nn.Module):
     def forward(self, ids: Tensor, segments: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, K, V) at `positions` (B, K) only: at every position they would fill a GPU's memory."""
         x = self.encoder(ids, segments, attention_mask)  # (B, L, H)
-        x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, K, H)
+        return self.predict(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The encoder's vectors (B, K, H) to logits (B, K, V)."""
         x = self.norm(F.gelu(self.dense(x)))  # (B, K, E)
         return F.linear(x, self.encoder.embeddings.token.weight, self.bias)
 
@@ -200,11 +209,13 @@ class Discriminator(nn.Module):
 class Classifier(nn.Module):
     """The discriminator's encoder with the original's head for fine-tuning (G, finetune/classification).
 
-    The head is the [CLS] vector, dropout and one linear layer of `outputs`: class logits, or one real number.
+    The head is the [CLS] vector, dropout and one linear layer of `outputs`: class logits, or one real number. With
+    `every_token` it is applied to the vector of each token (G, finetune/tagging).
     """
 
-    def __init__(self, config: ModelConfig, outputs: int):
+    def __init__(self, config: ModelConfig, outputs: int, every_token: bool = False):
         super().__init__()
+        self.every_token = every_token
         size = config.discriminator()
         self.encoder = Encoder(config, size, Embeddings(config))
         self.dropout = nn.Dropout(config.dropout)
@@ -213,9 +224,9 @@ class Classifier(nn.Module):
         glorot(self.prediction)
 
     def forward(self, ids: Tensor, segments: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) ids to (B, outputs)."""
-        cls_vectors = self.encoder(ids, segments, attention_mask)[:, 0]
-        return self.prediction(self.dropout(cls_vectors))
+        """(B, L) ids to (B, outputs), or to (B, L, outputs)."""
+        x = self.encoder(ids, segments, attention_mask)
+        return self.prediction(self.dropout(x if self.every_token else x[:, 0]))
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
         """Parameters of the embeddings with their projection, of each layer from the lowest up, and of the head."""
@@ -244,39 +255,77 @@ def glorot(linear: nn.Linear) -> None:
 # The joint step
 
 class Electra(nn.Module):
-    """Generator and discriminator over one set of embeddings, trained jointly (paper, section 2)."""
+    """Generator and discriminator over one set of embeddings, trained jointly (paper, section 2).
 
-    def __init__(self, config: ModelConfig, grad_checkpointing: bool = False):
+    The objectives that the paper compares it with (studies/objectives.py) replace single methods of it.
+    """
+
+    networks = ("generator", "discriminator")  # what a run saves; the last one is for fine-tuning
+    kept_prob, random_prob = 0.15, 0.0  # of the chosen tokens, that stay visible, that become random pieces
+    stages = 1  # parts of the run, each with the whole schedule
+
+    def __init__(self, config: ModelConfig):
         super().__init__()
         embeddings = Embeddings(config)
         self.generator = Generator(config, embeddings)
         self.discriminator = Discriminator(config, embeddings)
-        self.generator.encoder.grad_checkpointing = grad_checkpointing
-        self.discriminator.encoder.grad_checkpointing = grad_checkpointing
-        self.cross_entropy, self.sample = cross_entropy, gumbel_sample  # use_bf16_cpu_kernels replaces them
+        self.cross_entropy, self.sample = cross_entropy, gumbel_sample  # replaced as `attention`
 
     def forward(self, batch: "Batch", masked: "Masked", draws: Tensor) -> ElectraOutput:
         """Both losses for one batch.
 
         `batch` (dataset.Batch) holds the original ids, segments and attention mask (B, L); `masked` (dataset.Masked) the
         ids with [MASK] (B, L), the positions to predict (B, K) and which of these slots are chosen (B, K). Samples follow
-        from `draws` (B, K, ...) of sampler_draws.
+        from `draws` (B, K, ...) of `self.draws`.
         """
+        output = self.generate(batch, masked, draws)
+        return self.detect(output, output.corrupted_ids, batch, masked)
+
+    def generate(self, batch: "Batch", masked: "Masked", draws: Tensor) -> ElectraOutput:
+        """The generator's half of the output."""
         # The generator predicts the chosen tokens.
-        generator_logits = self.generator(masked.ids, batch.segments, batch.attention_mask, masked.positions)
+        logits = self.generator(masked.ids, batch.segments, batch.attention_mask, masked.positions)
         original_ids = batch.ids.gather(1, masked.positions)  # (B, K)
-        generator_losses = self.cross_entropy(generator_logits, original_ids)  # (B, K)
+        losses = self.cross_entropy(logits, original_ids) * masked.chosen  # (B, K)
 
         # Its samples replace them. No gradient passes through sampling (paper, section 2).
-        sampled_ids = self.sample(generator_logits, draws)  # (B, K)
+        sampled_ids = self.sample(logits, draws)  # (B, K)
         corrupted_ids = corrupt(batch.ids, masked.positions, masked.chosen, sampled_ids)
         replaced = corrupted_ids != batch.ids  # a lucky guess counts as original (paper, section 2)
+        return ElectraOutput(logits, losses, sampled_ids, corrupted_ids, replaced)
 
-        # The discriminator detects the replaced tokens.
-        discriminator_logits = self.discriminator(corrupted_ids, batch.segments, batch.attention_mask).float()
-        discriminator_losses = F.binary_cross_entropy_with_logits(discriminator_logits, replaced.float(), reduction="none")
-        return ElectraOutput(generator_losses * masked.chosen, discriminator_losses * batch.attention_mask,
-                             generator_logits, sampled_ids, corrupted_ids, replaced, discriminator_logits)
+    def detect(self, output: ElectraOutput, corrupted: Tensor, batch: "Batch", masked: "Masked") -> ElectraOutput:
+        """The output with the discriminator's half, which detects replaced tokens in the `corrupted` ids (B, L)."""
+        logits = self.discriminator(corrupted, batch.segments, batch.attention_mask).float()
+        losses = F.binary_cross_entropy_with_logits(logits, output.replaced.float(), reduction="none")
+        return output._replace(discriminator_logits=logits, discriminator_losses=losses * self.judged(batch, masked))
+
+    def judged(self, batch: "Batch", masked: "Masked") -> Tensor:
+        """The tokens (B, L) over which the discriminator's loss is a mean: all but padding (paper, section 2)."""
+        return batch.attention_mask
+
+    def draws(self, masked: "Masked", rng: torch.Generator) -> Tensor:
+        """The random numbers that `forward` samples with, a row of them for each row of the batch."""
+        return sampler_draws(masked.positions.shape, self.generator.bias.numel(), masked.ids.device, rng)
+
+    def measure(self, output: ElectraOutput, batch: "Batch", masked: "Masked") -> dict[str, tuple[Tensor, str]]:
+        """Sums of losses and accuracies over part of a batch, each over the "chosen" or the "judged" tokens."""
+        judged = self.judged(batch, masked)
+        detected = ((output.discriminator_logits > 0) == output.replaced) & judged
+        return self.measure_generator(output, batch, masked) | {
+            "disc_loss": (output.discriminator_losses.sum(), "judged"), "disc_accuracy": (detected.sum(), "judged")}
+
+    def measure_generator(self, output: ElectraOutput, batch: "Batch", masked: "Masked") -> dict[str, tuple[Tensor, str]]:
+        """The generator's part of `measure`."""
+        guessed = (output.sampled_ids == batch.ids.gather(1, masked.positions)) & masked.chosen
+        return {"mlm_loss": (output.generator_losses.sum(), "chosen"), "sampled_accuracy": (guessed.sum(), "chosen")}
+
+    def loss(self, means: dict[str, Tensor], disc_weight: float) -> Tensor:
+        """The joint loss of a batch (paper, section 2.1)."""
+        return means["mlm_loss"] + disc_weight * means["disc_loss"]
+
+    def begin_step(self, stage: int, first: bool) -> None:
+        """Called before each step with the number of its stage and whether it is the stage's first. ELECTRA has one."""
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
@@ -330,12 +379,12 @@ def gumbel_noise(draws: Tensor) -> Tensor:
     return -draws.clamp(limits.tiny, limits.max).log()
 
 
-# Weights files: gen.pt, disc.pt, model.pt
+# Weights files: gen.pt, disc.pt, mlm.pt, model.pt
 
 class SavedNetwork(NamedTuple):
     """One network with everything that using it needs: the content of a weights file."""
 
-    kind: str  # generator, discriminator or classifier
+    kind: str  # generator, discriminator, mlm, classifier or token classifier
     network: nn.Module
     config: ModelConfig
     tokenizer: str  # JSON of the tokenizers library
@@ -372,95 +421,24 @@ def load_network(path: Path, kinds: Sequence[str], flag: str) -> SavedNetwork:
                         str(content.get("report", "")))
 
 
+def build_network(kind: str, config: ModelConfig) -> nn.Module:
+    """A generator, discriminator or "mlm" (one of NETWORK_FILES) with initial weights."""
+    if kind == "mlm":
+        return Generator(config, size=config.discriminator())
+    return {"generator": Generator, "discriminator": Discriminator}[kind](config)
+
+
 def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor]) -> nn.Module:
     """A network with these weights. Raises an error unless every weight is there in its shape, and no other."""
     if config.layers > len(weights):  # a damaged number would build layers without end
         raise ValueError(f"{config.layers} layers from {len(weights)} weights")
     with torch.device("meta"):  # takes no memory, so sizes that don't match the weights can do no harm
-        if kind == "classifier":
-            network = Classifier(config, outputs=len(weights["prediction.bias"]))
+        if kind in CLASSIFIERS:
+            network = Classifier(config, len(weights["prediction.bias"]), every_token=kind == "token classifier")
         else:
-            network = {"generator": Generator, "discriminator": Discriminator}[kind](config)
+            network = build_network(kind, config)
     for name, weight in weights.items():
         if not weight.is_contiguous():  # a large shape over few numbers
             raise ValueError(f"{name} is not contiguous")
     network.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return network
-
-
-# Kernels for training in bf16 on a CPU, the one place where they are faster than PyTorch's own
-# (benchmarks/pretraining_step.py). Tests compare each with the plain path.
-
-def use_bf16_cpu_kernels(network: nn.Module) -> None:
-    """Replaces dropout, attention, cross entropy and sampling. For training in bf16 on a CPU; elsewhere they are slower."""
-    for module in network.modules():
-        if isinstance(getattr(module, "dropout", None), nn.Dropout):
-            module.dropout = CpuDropout(module.dropout.p)
-        if isinstance(module, Layer):
-            module.attention = CpuAttention.apply
-        if isinstance(module, Electra):
-            module.cross_entropy, module.sample = by_row(cross_entropy), by_row(gumbel_sample)
-
-
-def by_row(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Applies `function` to one row of logits (B, K, V) at a time, whose fp32 copy then stays in the cache."""
-    return lambda logits, other: torch.stack([function(*row) for row in zip(logits, other, strict=True)])
-
-
-class CpuDropout(nn.Dropout):
-    """nn.Dropout with masks of 16 random bits an element, at a sixth of the cost."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.p:
-            return x
-        kept, scale = dropout_mask(x, self.p)
-        return x * kept * scale
-
-
-def dropout_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """A mask of ones and zeros in the shape and type of `x`, and the factor by which kept elements grow.
-
-    The probability is the nearest multiple of 1 / DROPOUT_RESOLUTION, and the factor is exact for that.
-    """
-    dropped_values = round(dropout * DROPOUT_RESOLUTION)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-2**63, None)
-    bits = words.view(torch.int16)[:x.numel()].view(x.shape)
-    kept = torch.empty(x.shape, dtype=x.dtype)
-    torch.ge(bits, dropped_values - DROPOUT_RESOLUTION // 2, out=kept)
-    return kept, DROPOUT_RESOLUTION / max(1, DROPOUT_RESOLUTION - dropped_values)
-
-
-class CpuAttention(torch.autograd.Function):
-    """`attention` with its gradient written out: PyTorch's is slow on CPUs with dropout and keeps more copies."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, attention_mask: Tensor, dropout: float) -> Tensor:
-        qkv = qkv.contiguous()
-        q, k, v = qkv.flatten(1, 2)  # each (B x heads, L, H / heads)
-        scores = scaled_bmm(q, k.mT, q.shape[-1] ** -0.5)  # (B x heads, L, L)
-        scores.view(*qkv.shape[1:4], -1).masked_fill_(~attention_mask, -math.inf)
-        weights = scores.softmax(-1)
-        kept, ctx.scale = dropout_mask(weights, dropout)
-        ctx.save_for_backward(qkv, weights, kept)
-        return scaled_bmm(weights * kept, v, ctx.scale).view(qkv.shape[1:])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        qkv, weights, kept = ctx.saved_tensors
-        q, k, v = qkv.flatten(1, 2)
-        gradient = gradient.flatten(0, 1)
-        qkv_gradient = torch.empty_like(qkv)
-        q_gradient, k_gradient, v_gradient = qkv_gradient.flatten(1, 2)
-        scaled_bmm((weights * kept).mT, gradient, ctx.scale, out=v_gradient)
-        weights_gradient = scaled_bmm(gradient, v.mT, ctx.scale).mul_(kept)
-        scores_gradient = torch._softmax_backward_data(weights_gradient, weights, -1, weights.dtype)
-        scaled_bmm(scores_gradient, k, q.shape[-1] ** -0.5, out=q_gradient)
-        scaled_bmm(scores_gradient.mT, q, q.shape[-1] ** -0.5, out=k_gradient)
-        return qkv_gradient, None, None
-
-
-def scaled_bmm(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
-    """factor * (a @ b) in one kernel."""
-    ignored = a.new_empty(())  # multiplied by beta = 0
-    return torch.baddbmm(ignored, a, b, beta=0, alpha=factor, out=out)

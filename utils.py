@@ -13,7 +13,6 @@ import fcntl
 import functools
 import gc
 import itertools
-import json
 import math
 import operator
 import os
@@ -27,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
+import tomli_w
 import torch
 import tyro
 from torch import Tensor, distributed, nn
@@ -41,7 +40,7 @@ FIXABLE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 BOUNDS = {"at_least": (operator.ge, "at least"), "above": (operator.gt, "above"),
           "at_most": (operator.le, "at most"), "below": (operator.lt, "below")}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # the other processes wait while the first one tokenizes the corpus
-FEISTEL_ROUNDS = 4  # three give a pseudo-random permutation, four a strong one (Luby and Rackoff, 1988)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 # Errors and signals
@@ -90,20 +89,42 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in a list instead of letting them end the process. A second signal ends it at once."""
+    """Collects SIGINT and SIGTERM in a list instead of letting them end the process. A second signal ends it at once.
+
+    Under torchrun it doesn't: torchrun passes on what a queue has sent to all processes, and ends those that stay itself.
+    """
     received = []
 
     def receive(number: int, _: Any) -> None:
-        if received:
+        if received and "WORLD_SIZE" not in os.environ:
             os._exit(128 + number)
         received.append(signal.Signals(number))
 
-    previous_handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator]:
+    """An iterator over `loader` whose worker processes never receive SIGINT or SIGTERM and end with the block.
+
+    A queue sends them to every process, but only the training process has to answer. The workers must be ended here,
+    because Python would send them SIGTERM at its exit and wait for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 # Settings: frozen dataclasses are the one source of names, types, defaults, help and bounds
@@ -119,6 +140,11 @@ def read_settings(settings_class: type[Settings], argv: list[str], default_confi
     `--help` shows the defaults of the class. Raises InputError for a file that can't be read, an unknown key, a value of
     the wrong type or out of bounds, and SystemExit(2) for a flag that can't be read, after printing what is wrong.
     """
+    try:
+        "".join(argv).encode()
+    except UnicodeEncodeError:
+        raise InputError("a name on the command line is not UTF-8, so it can't be saved among the settings: rename the file "
+                         "or folder") from None
     default = None
     if default_config is not None and not {"-h", "--help"} & set(argv):
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -179,17 +205,7 @@ def flat(settings: Any) -> dict[str, Any]:
 
 def to_toml(settings: Any) -> str:
     """The settings as TOML that `from_table` reads back; fields that are None are left out."""
-    values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for section, table in values.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML: as JSON, but TOML has no surrogate pairs for characters like emoji, and no raw DEL character."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return tomli_w.dumps({name: value for name, value in dataclasses.asdict(settings).items() if value is not None})
 
 
 # Devices and precision
@@ -302,8 +318,8 @@ class Adam(torch.optim.AdamW):
     torch divides the two moments by 1 - beta^step. A step counter of infinity makes both divisors exactly 1.
     """
 
-    def __init__(self, groups: Iterable[dict], lr: float, eps: float = 1e-6, weight_decay: float = 0.0):
-        super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+    def __init__(self, groups: Iterable[dict], lr: float, beta2: float = 0.999):
+        super().__init__(groups, lr=lr, betas=(0.9, beta2), eps=1e-6, weight_decay=0.0, fused=True)
         for parameter in itertools.chain.from_iterable(group["params"] for group in self.param_groups):
             self.state[parameter] = {"step": torch.tensor(math.inf, device=parameter.device),
                                      "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
@@ -327,27 +343,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:
     """Linear decay times linear warm-up, multiplied as the original does; the first step (0) has rate 0."""
     return base * (1 - step / total) * min(1.0, step / max(1, warmup))
-
-
-def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-    """Images (N,) of int `positions` (N,) in the random permutation of range(size) that `key` picks, in constant memory.
-
-    A Feistel network permutes range(4^k), the smallest that holds `size`. An image of `size` or more is permuted again.
-    """
-    half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low_mask = np.uint64((1 << int(half_bits)) - 1)
-    round_keys = np.random.default_rng(key).integers(1 << 63, size=FEISTEL_ROUNDS, dtype=np.uint64)
-    images = positions.astype(np.uint64)
-    outside = np.ones(images.shape, dtype=bool)
-    while outside.any():
-        left, right = images[outside] >> half_bits, images[outside] & low_mask
-        for round_key in round_keys:
-            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)  # golden-ratio multiplicative hash
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & low_mask)
-        images[outside] = (left << half_bits) | right
-        outside = images >= size
-    return images.astype(np.int64)
 
 
 # Files
@@ -410,11 +405,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.split("-")[1]))
 
 
-def newest_run_file(name: str) -> Path:
-    """The newest runs/*/NAME; InputError if there is none."""
-    paths = sorted(Path("runs").glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-    require(bool(paths), f"no runs/*/{name} here: train a model with python Pretraining.py, or name one with --weights")
-    return paths[-1]
+def newest_run_file(*names: str) -> Path:
+    """The newest runs/*/NAME of these names; InputError if there is none."""
+    paths = [path for name in names for path in Path("runs").glob(f"*/{name}")]
+    require(bool(paths), f"no runs/*/{' or '.join(names)} here: train a model with python Pretraining.py, or name one with "
+                         "--weights")
+    return max(paths, key=lambda path: path.stat().st_mtime)
 
 
 @contextlib.contextmanager
@@ -430,4 +426,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(f"{path.parent} is in use by another process: wait for it or choose another folder") from None
-        yield
+        try:
+            yield
+        finally:
+            if not wait and list(path.parent.iterdir()) == [path]:  # nothing came of it: leave no folder
+                path.unlink()
+                path.parent.rmdir()

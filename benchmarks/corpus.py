@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.pop(0)  # this folder: its names are those of other packages too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from convert.vocabulary import load_vocabulary
 from corpus.__main__ import main as convert_corpus
@@ -45,7 +46,7 @@ from pathlib import Path
 from convert.vocabulary import load_vocabulary
 from dataset import prepare
 vocabulary = load_vocabulary({vocab!r})
-prepare((Path({text!r}),), vocabulary, vocabulary.size, 128, "packed", Path({cache!r}))"""
+prepare((Path({text!r}),), vocabulary, 128, "packed", Path({cache!r}))"""
 # What a process spends its time on, and the name by which the profiler knows it.
 PROFILED = {"mwparserfromhell": "parse_anything", "sentencex": "sentencex.segment", "XML": "XML"}
 
@@ -138,7 +139,7 @@ def measure_rate(args: argparse.Namespace, folder: Path) -> None:
 
     def prepare_all() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            prepare((part,), vocabulary, vocabulary.size, 128, "packed", Path(cache))
+            prepare((part,), vocabulary, 128, "packed", Path(cache))
 
     works = {"encode_batch_fast": tokenize, "build_store": build, "prepare": prepare_all}
     turns = []
@@ -198,10 +199,10 @@ def measure_processes(args: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_loader(args: argparse.Namespace, folder: Path) -> None:
-    from pretraining_step import Workload, project_step  # imported where it is used, with all of Pretraining.py
+    from benchmarks.peers import Workload, project_step  # imported where it is used, with all of Pretraining.py
     vocabulary = load_vocabulary(str(args.vocab))
     text = text_file(args, folder)
-    _, data = prepare((text,), vocabulary, vocabulary.size, 128, "packed", folder / "cache")
+    data = prepare((text,), vocabulary, 128, "packed", folder / "cache")
     batches = TrainingBatches(data.train, vocabulary, 128, batch_size=32, by_length=False, seed=0)
     device = torch.device("cpu")
     step = project_step(Workload(ModelConfig(), 32, 128, device, pick_precision("fp32", device)))

@@ -24,15 +24,16 @@ from tqdm import tqdm
 from utils import rank, read_settings, replacing, reports_input_errors, require, write_text
 
 if TYPE_CHECKING:
-    from dataset import Batch, Masked, Vocabulary
+    from dataset import Batch, Data, Masked, Vocabulary
     from model import ElectraOutput
 
+UNKNOWN_SHARE = 0.01  # of the pieces; above it a warning says how much of the text the networks can't see
 BASELINE_PIECES = 10_000_000  # of the held-out text, for the frequencies of the pieces
 STALLED_EVALUATIONS = 5  # evaluations without progress that cause a warning
 SAMPLES = 4  # held-out examples in the table
 # Panels of the figure and the metrics that each of them shows
-PANELS = {"generator: loss": ["mlm_loss"], "discriminator: loss": ["disc_loss"], "discriminator: AUC": ["disc_auc"],
-          "generator: accuracy": ["mlm_accuracy", "sampled_accuracy"],
+PANELS = {"generator: loss": ["mlm_loss", "large_mlm_loss"], "discriminator: loss": ["disc_loss"],
+          "discriminator: AUC": ["disc_auc"], "generator: accuracy": ["mlm_accuracy", "sampled_accuracy"],
           "discriminator: accuracy, precision, recall": ["disc_accuracy", "disc_precision", "disc_recall"],
           "learning rate": ["learning_rate"]}
 STYLES: dict[str, dict[str, Any]] = {
@@ -74,15 +75,15 @@ def main(argv: list[str]) -> int:
 class RunningMeans:
     """Means over the steps since the last line of metrics, kept on the device so that steps needn't wait for it."""
 
-    COLUMNS = ("mlm_loss", "disc_loss", "sampled_accuracy", "disc_accuracy", "tokens")
-
     def __init__(self, device: torch.device, state: dict[str, Any]):
         self.device = device
         self.reset(state)
 
     def reset(self, state: dict[str, Any]) -> None:
         """Begins with the `state` of an earlier run, or at zero."""
-        self.sums = torch.tensor(state.get("sums", [0.0] * len(self.COLUMNS)), device=self.device)
+        self.names = state.get("names", [])
+        self.sums = torch.tensor(state.get("sums", []), device=self.device)
+        self.tokens = torch.tensor(state.get("tokens", 0), device=self.device)
         # Steps made, steps skipped, length of the series of skipped steps that the last one ends, and the longest series.
         self.counts = torch.tensor(state.get("counts", [0, 0, 0, 0]), device=self.device)
         self.seconds = state.get("seconds", 0.0)
@@ -90,8 +91,8 @@ class RunningMeans:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run begins with."""
-        return {"sums": self.sums.tolist(), "counts": self.counts.tolist(),
-                "seconds": self.seconds + time.perf_counter() - self.started}
+        return {"names": self.names, "sums": self.sums.tolist(), "tokens": self.tokens.item(),
+                "counts": self.counts.tolist(), "seconds": self.seconds + time.perf_counter() - self.started}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -100,21 +101,28 @@ class RunningMeans:
         yield
         self.started = time.perf_counter()
 
-    def add(self, values: Tensor, finite: Tensor) -> None:
-        """Adds COLUMNS (5,) of one step; a step that is not `finite`, () bool, is only counted."""
-        self.sums += torch.where(finite, values, 0.0)
+    def add(self, values: dict[str, Tensor], tokens: Tensor, finite: Tensor) -> None:
+        """Adds the values () of one step of so many `tokens`; a step that is not `finite`, () bool, is only counted.
+
+        Where other values begin (--objective two-stage), their means begin there.
+        """
+        if list(values) != self.names:
+            self.names, self.sums = list(values), torch.zeros(len(values), device=self.device)
+            self.counts[0] = 0
+        self.sums += torch.where(finite, torch.stack(list(values.values())), 0.0)
+        self.tokens += tokens
         made, skipped, series, longest_series = self.counts
         series = (series + 1) * ~finite
         self.counts = torch.stack([made + finite, skipped + ~finite, series, longest_series.maximum(series)])
 
     def close(self) -> dict[str, float]:
         """The means since the last call, without losses if every step was skipped. A series of skipped steps goes on."""
-        *sums, tokens = self.sums.tolist()
         made, skipped, series, longest_series = self.counts.tolist()
-        values = {name: total / made for name, total in zip(self.COLUMNS[:-1], sums, strict=True) if made}
-        values |= {"tokens_per_second": tokens / (self.seconds + time.perf_counter() - self.started),
-                   "skipped_steps": skipped, "longest_skipped_series": longest_series}
-        self.reset({"counts": [0, 0, series, 0]})
+        values = {name: total / made for name, total in zip(self.names, self.sums.tolist(), strict=True) if made}
+        seconds = self.seconds + time.perf_counter() - self.started
+        values |= {"tokens_per_second": self.tokens.item() / seconds, "skipped_steps": skipped,
+                   "longest_skipped_series": longest_series}
+        self.reset({"names": self.names, "sums": [0.0] * len(self.names), "counts": [0, 0, series, 0]})
         return values
 
 
@@ -172,6 +180,29 @@ def report_skipped_steps(values: dict[str, float], step: int, most_in_a_row: int
             "--extend and a lower --learning-rate, or choose another --output")
 
 
+def describe_text(data: "Data", vocabulary: "Vocabulary", kept_prob: float) -> None:
+    """Prints what there is of training and held-out text and what the networks see of it; warns if much is unknown.
+
+    `kept_prob` is the share of the chosen tokens that stay visible.
+    """
+    counts = data.counts
+    if counts["invalid"]:
+        print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
+    print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
+          f"and {counts['unknown']:,} unknown; an epoch has {len(data.train):,} training examples with "
+          f"{int(data.train.ends[-1]):,} pieces in all; {len(data.heldout):,} examples are held out")
+    print(f"vocabulary: {vocabulary.size:,} pieces; {vocabulary.case_note}")
+    unknown = counts["unknown"] / counts["tokens"]
+    if unknown > UNKNOWN_SHARE and rank() == 0:
+        print(f"warning: {unknown:.1%} of the word pieces are [UNK]: the networks can't tell them apart, and scores look "
+              "better than they are, since [UNK] is easy to predict. Raise --model.vocab-size if the vocabulary is learned, "
+              "otherwise name one of the text's language with --vocab (a Unigram tokenizer.json where no blanks separate "
+              "words)", file=sys.stderr)
+    entropy, share = unigram_baseline(data.heldout.ids)
+    print(f"held-out text: unigram entropy {entropy:.3f} nats; knowing frequencies alone gives an MLM loss of "
+          f"{(1 - kept_prob) * entropy:.3f}; the most frequent piece has a share of {share:.3f}")
+
+
 def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
     """What needs no context: the entropy in nats of the frequencies of pieces (N,), and the share of the most frequent."""
     frequencies = np.bincount(ids[:BASELINE_PIECES])
@@ -179,17 +210,21 @@ def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
     return float(-(p * np.log(p)).sum()), float(p.max())
 
 
-def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
-    """What STALLED_EVALUATIONS evaluations without progress suggest; `entropy` of the held-out pieces in nats."""
+def learning_warnings(heldout: list[dict[str, float]], frequency_loss: float) -> Iterator[str]:
+    """What STALLED_EVALUATIONS evaluations without progress suggest.
+
+    `frequency_loss` is the MLM loss of a network that knows the frequencies of pieces only: their entropy, but nothing for
+    the chosen tokens that stay visible.
+    """
     if len(heldout) <= STALLED_EVALUATIONS:
         return
     before, recent = heldout[-STALLED_EVALUATIONS - 1], heldout[-STALLED_EVALUATIONS:]
-    if all(metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
+    if all("disc_auc" in metrics and metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
         yield (f"the discriminator has been at chance for {STALLED_EVALUATIONS} evaluations: the learning rate may be too "
                "high, disc_weight too low, or the generator may know no more than word frequencies yet")
-    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
+    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.95 * frequency_loss):
         yield (f"the generator's loss has not moved for {STALLED_EVALUATIONS} evaluations and is near that of word "
-               f"frequencies ({entropy:.2f}): the learning rate may be too high or too low, or more steps are needed")
+               f"frequencies ({frequency_loss:.2f}): the learning rate may be too high or too low, or more steps are needed")
 
 
 class Detection(NamedTuple):
@@ -225,10 +260,12 @@ def draw_curves(folder: Path, published: bool) -> None:
     from matplotlib.figure import Figure  # imported where it is used: it takes a second
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
     curves = read_curves(folder, published)
+    recorded = {name for records in curves.values() for record in records for name in record}
+    panels = {title: names for title, names in PANELS.items() if recorded & set(names)}  # an objective lacks some
     figure = Figure((12.0, 6.0), dpi=72)
     margins = {"left": 0.04, "right": 0.99, "bottom": 0.12, "top": 0.95, "hspace": 0.2, "wspace": 0.15}
-    grid = figure.subplots(2, len(PANELS) // 2, sharex=True, gridspec_kw=margins)
-    for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
+    grid = figure.subplots(2, max(1, math.ceil(len(panels) / 2)), sharex=True, squeeze=False, gridspec_kw=margins)
+    for axes, (title, names) in zip(grid.flat, panels.items(), strict=False):
         for number, name in enumerate(names):
             for label, records in curves.items():
                 points = [(record["step"], record[name]) for record in records if name in record]
@@ -264,13 +301,16 @@ def sample_table(vocabulary: "Vocabulary", batch: "Batch", masked: "Masked", out
     """The first examples of a batch as a Markdown table of their pieces: original, masked, generated, and flagged by the
     discriminator."""
     rows = {"original": (batch.ids, torch.zeros_like(batch.attention_mask)),
-            "masked": (masked.ids, masked.ids != batch.ids),
-            "generated": (output.corrupted_ids, output.replaced),
-            "flagged": (output.corrupted_ids, output.discriminator_logits > 0)}
+            "masked": (masked.ids, masked.ids != batch.ids)}
+    if output.replaced is not None:
+        rows["generated"] = output.corrupted_ids, output.replaced
+    if output.discriminator_logits is not None:
+        rows["flagged"] = output.corrupted_ids, output.discriminator_logits > 0
     lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
     for number, is_token in enumerate(batch.attention_mask[:SAMPLES]):
         for name, (ids, bold) in rows.items():
-            pieces = [vocabulary.tokenizer.id_to_token(piece_id) for piece_id in ids[number, is_token].tolist()]
+            pieces = [vocabulary.tokenizer.id_to_token(piece_id) or "[no piece]"
+                      for piece_id in ids[number, is_token].tolist()]
             words = [f"**{escape(piece)}**" if is_bold else escape(piece)
                      for piece, is_bold in zip(pieces, bold[number, is_token].tolist(), strict=True)]
             text = " ".join(words).replace(" &#35;&#35;", "")  # joins continuations that are not in bold

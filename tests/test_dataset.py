@@ -12,12 +12,14 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, story
+from conftest import story
 
 import dataset
+from corpus.vocabulary import learned_vocabulary, wordpiece
 from dataset import (KEPT_PROB, SPECIAL_TOKENS, Batch, TrainingBatches, Vocabulary, collate, existing_masks,
-                     learn_vocabulary, line_examples, mask_tokens, packed_examples, prepare, read_lines,
-                     scan_corpus, stored_batch, wordpiece)
+                     line_examples, mask_tokens, packed_examples, prepare, read_lines,
+                     scan_corpus, stored_batch)
+from studies.tracking import describe_text
 from utils import InputError
 
 # Reading and splitting
@@ -120,36 +122,6 @@ def test_line_examples_are_the_lines():
 # Vocabulary
 
 
-def test_learned_vocabulary_knows_its_corpus_and_special_tokens_come_first(corpus_file):
-    learned = learn_vocabulary(scan_corpus((corpus_file,)), 200)
-    assert learned.pieces()[:5] == SPECIAL_TOKENS and (learned.pad, learned.mask) == (0, 4)
-    assert learned.size <= 200
-    assert learned.unk not in learned.encode([" ".join(WORDS)])[0]
-    again = Vocabulary.from_json(learned.to_json(), "state")
-    assert again.encode(["the cat eats"]) == learned.encode(["the cat eats"])
-
-
-def learn_elsewhere(path, output):
-    output.put(learn_vocabulary(scan_corpus((path,)), 120).pieces())
-
-
-def test_the_same_corpus_gives_the_same_vocabulary_in_every_process(corpus_file):
-    context = multiprocessing.get_context("spawn")  # each with its own hash seeds
-    output = context.Queue()
-    processes = [context.Process(target=learn_elsewhere, args=(corpus_file, output)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    first, second = output.get(timeout=120), output.get(timeout=120)
-    assert first == second == learn_vocabulary(scan_corpus((corpus_file,)), 120).pieces()
-
-
-def test_rare_letters_do_not_fill_a_learned_vocabulary(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(chr(n) * 2 + " the common words" for n in range(0x4E00, 0x5600)), encoding="utf-8")
-    pieces = learn_vocabulary(scan_corpus((path,)), 1000).pieces()
-    assert sum(len(piece) == 1 for piece in pieces) <= 256 and "common" in pieces
-
-
 def test_special_tokens_in_a_text_are_text(vocabulary):
     ids = vocabulary.encode(["the [MASK] cat [SEP]"])[0]
     assert not {vocabulary.mask, vocabulary.sep} & set(ids)
@@ -159,8 +131,8 @@ def test_special_tokens_in_a_text_are_text(vocabulary):
 
 
 def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocabulary, monkeypatch):
-    arguments = ((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
-    _, data = prepare(*arguments)
+    arguments = ((corpus_file,), vocabulary, 32, "packed", tmp_path / "cache")
+    data = prepare(*arguments)
     lines = vocabulary.encode(list(scan_corpus((corpus_file,)).split(False)))
     expected = list(packed_examples(lines, 32, random.Random(0)))
     assert len(data.train) == len(expected)
@@ -171,10 +143,10 @@ def test_store_holds_the_examples_and_is_built_once(tmp_path, corpus_file, vocab
     assert 0 < len(data.heldout) < len(data.train) / 5
 
     monkeypatch.setattr(dataset, "build_store", lambda *_: pytest.fail("built again"))
-    assert prepare(*arguments)[1].key == data.key
+    assert prepare(*arguments).key == data.key
     moved = tmp_path / "moved.txt"
     moved.write_bytes(corpus_file.read_bytes())
-    assert prepare((moved,), *arguments[1:])[1].key == data.key
+    assert prepare((moved,), *arguments[1:]).key == data.key
 
 
 def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabulary):
@@ -182,7 +154,7 @@ def test_a_changed_corpus_vocabulary_length_or_kind_is_noticed(tmp_path, vocabul
     corpus.write_text("\n\n".join(story()), encoding="utf-8")
 
     def key(length=32, kind="packed", vocabulary=vocabulary):
-        return prepare((corpus,), vocabulary, vocabulary.size, length, kind, tmp_path / "cache")[1].key
+        return prepare((corpus,), vocabulary, length, kind, tmp_path / "cache").key
 
     keys = [key(), key(length=33), key(kind="line")]
     corpus.write_text(corpus.read_text(encoding="utf-8").replace("cat", "dog", 1), encoding="utf-8")
@@ -196,7 +168,20 @@ def test_a_vocabulary_that_does_not_know_the_corpus_is_refused(tmp_path, corpus_
     pieces = {piece: number for number, piece in enumerate([*SPECIAL_TOKENS, *"αβγδ"])}
     foreign = Vocabulary(wordpiece(pieces, lowercase=True), "tests")
     with pytest.raises(InputError, match=r"are \[UNK\]"):
-        prepare((corpus_file,), foreign, foreign.size, 32, "packed", tmp_path / "cache")
+        prepare((corpus_file,), foreign, 32, "packed", tmp_path / "cache")
+
+
+def test_more_than_one_percent_of_unknown_pieces_is_warned_of(tmp_path, vocabulary, capsys):
+    for share, warned in ((0.005, False), (0.02, True), (0.2, True)):
+        path = tmp_path / f"{share}.txt"
+        lines = [["the", "old", "dog", "sees", "a"] * 2 for _ in range(1000)]
+        for number in range(round(10_000 * share)):
+            lines[number % 1000][number // 1000] = "茶"
+        path.write_text("\n".join(map(" ".join, lines)), encoding="utf-8")
+        describe_text(prepare((path,), vocabulary, 32, "packed", tmp_path / "cache"), vocabulary)
+        err = capsys.readouterr().err
+        assert (f"{share:.1%} of the word pieces are [UNK]" in err) == warned
+        assert ("Raise --model.vocab-size" in err) == warned
 
 
 def build_and_die(corpus, tokenizer, cache, where):
@@ -206,7 +191,7 @@ def build_and_die(corpus, tokenizer, cache, where):
         dataset.refuse_unknown = die
     else:
         dataset.json.dumps = die  # the last thing a build does
-    prepare((corpus,), Vocabulary.from_json(tokenizer, "tests"), 0, 32, "packed", cache)
+    prepare((corpus,), Vocabulary.from_json(tokenizer, "tests"), 32, "packed", cache)
 
 
 @pytest.mark.parametrize("where", ["between the sides", "at the end"])
@@ -217,7 +202,7 @@ def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabul
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache").glob("store-*") if path.is_dir()] == [".building"]
-    _, data = prepare((corpus_file,), vocabulary, vocabulary.size, 32, "packed", tmp_path / "cache")
+    data = prepare((corpus_file,), vocabulary, 32, "packed", tmp_path / "cache")
     assert len(data.train) and not list((tmp_path / "cache").glob("*.building"))
 
 
@@ -226,8 +211,9 @@ def test_a_killed_build_leaves_nothing_half_valid(tmp_path, corpus_file, vocabul
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, corpus_file):
-    return {kind: prepare((corpus_file,), None, 150, 32, kind, tmp_path_factory.mktemp("cache"))
-            for kind in ("packed", "line")}
+    cache = tmp_path_factory.mktemp("cache")
+    learned = learned_vocabulary((corpus_file,), 150, "uncased", cache)
+    return {kind: (learned, prepare((corpus_file,), learned, 32, kind, cache)) for kind in ("packed", "line")}
 
 
 def test_batches_lay_out_segments_as_the_models_expect(data):

@@ -25,7 +25,7 @@ import Pretraining as script
 from convert import to_transformers
 from dataset import TrainingBatches, Vocabulary, mask_tokens, maskable, stored_batch
 from model import Discriminator, Generator, ModelConfig, sampler_draws
-from Pretraining import Pretraining, check, evaluate, has_papers_settings, main
+from Pretraining import Pretraining, check, evaluate, has_papers_settings, main, masks_of_examples
 from studies.tracking import RunningMeans
 from utils import InputError, from_table, load, read_settings, tomllib
 
@@ -119,6 +119,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(command, tmp_path, m
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
+def prepared_run(monkeypatch, argv):
+    """The run of a command line, before its first step."""
+    runs = []
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
+        assert main(argv) == 0
+    return runs[0]
+
+
 class RefuseWaits(TorchDispatchMode):
     """Fails on every operation for which the host has to wait for the device."""
 
@@ -132,10 +141,7 @@ class RefuseWaits(TorchDispatchMode):
 @pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2},
                                    {"examples": "line"}, {"grad_checkpointing": True}])
 def test_a_step_never_waits_for_the_device(command, monkeypatch, flags):
-    runs = []
-    monkeypatch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
-    assert main(command(**flags)) == 0
-    run = runs[0]
+    run = prepared_run(monkeypatch, command(**flags))
     batches = TrainingBatches(run.data.train, run.vocabulary, 24, 6, run.settings.examples == "line", 0)
     means = RunningMeans(run.device, {})
     for step in range(2):
@@ -166,18 +172,15 @@ def test_grad_checkpointing_changes_nothing_but_memory(command, tmp_path, monkey
 
 def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     """`evaluate`, on lines of many lengths in several batches, against the same quantities from all outputs together."""
-    runs = []
-    monkeypatch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
-    assert main(command(examples="line", batch_size=9, accumulate=2, eval_examples=1000)) == 0
-    run = runs[0]
+    run = prepared_run(monkeypatch, command(examples="line", batch_size=9, accumulate=2, eval_examples=1000))
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
     values, _ = evaluate(run)
-    numbers, rng = np.arange(len(run.data.heldout)), torch.Generator()
+    rng = torch.Generator()
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
-    for part, some in enumerate(np.array_split(numbers, math.ceil(len(numbers) * 2 / 9))):
-        rng.manual_seed(int(np.random.default_rng((0, part)).integers(1 << 62)))
-        batch = stored_batch(run.data.heldout, some, run.vocabulary, 24)
+    for number in range(len(run.data.heldout)):
+        rng.manual_seed(int(np.random.default_rng((0, number)).integers(1 << 62)))
+        batch = stored_batch(run.data.heldout, np.array([number]), run.vocabulary, 24, full_width=True)
         masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
         with torch.no_grad():
             draws = sampler_draws(masked.positions.shape, run.model.vocab_size, run.device, rng)
@@ -201,6 +204,17 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
         "disc_accuracy": ((scores > 0) == labels).float().mean().item(),
         "disc_precision": (hits.sum() / (scores > 0).sum()).item(), "disc_recall": (hits.sum() / labels.sum()).item(),
         "disc_auc": roc_auc_score(labels, scores), "disc_auc_error": values["disc_auc_error"]}, rel=1e-4)
+
+
+def test_held_out_metrics_do_not_depend_on_how_the_examples_are_divided(command, tmp_path, monkeypatch):
+    measured = []
+    for batch_size, accumulate in ((4, 1), (6, 3), (50, 1)):
+        run = prepared_run(monkeypatch, command(f"{batch_size}-{accumulate}", batch_size=batch_size, accumulate=accumulate,
+                                                model__initializer_range=0.5))
+        measured.append(evaluate(run)[0])
+    assert measured[0]["mlm_loss"] > 0 and 0 < measured[0]["disc_auc"] < 1
+    for other in measured[1:]:
+        assert other == pytest.approx(measured[0], rel=1e-5)
 
 
 # Beginning again
@@ -240,13 +254,33 @@ def test_a_run_killed_before_its_first_checkpoint_still_owns_its_folder(command,
     assert main(command()) == 0
 
 
-def test_a_run_goes_on_without_its_cache_and_in_another_precision(command, tmp_path, monkeypatch):
+def test_a_run_goes_on_without_its_cache_and_in_another_precision(command, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_after_save(patch, 4)
         main(command())
     shutil.rmtree(tmp_path / "cache")
     assert main(command(precision="fp16")) == 0
     assert (tmp_path / "run" / "checkpoint-8.pt").exists()
+    assert "the precision was fp32 and is fp16" in capsys.readouterr().err
+
+
+def test_automatic_precision_that_means_another_one_on_this_machine_is_told(command, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after_save(patch, 4)
+        main(command(precision="auto"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert main(command(precision="auto")) == 0
+    assert "the precision was fp32 and is bf16" in capsys.readouterr().err
+
+
+def test_a_refused_run_leaves_no_folder_and_takes_no_other(command, tmp_path, capsys):
+    assert main(command(corpus=tmp_path / "missing.txt")) == 2
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert main(command(corpus=tmp_path / "missing.txt")) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 # Bad input
@@ -363,22 +397,18 @@ def test_tensorboard_shows_every_metric_once_also_of_a_continued_run(command, tm
 
 def test_samples_show_what_is_masked_generated_and_flagged(command, tmp_path, monkeypatch):
     """The table as TensorBoard renders it, against the networks' outputs on the first held-out examples."""
-    runs = []
-    monkeypatch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
     text = "\n\n".join(story()).replace("over", "*|<_`")
     (tmp_path / "corpus.txt").write_text(text)
-    assert main(command(corpus=tmp_path / "corpus.txt", model__vocab_size=50)) == 0
-    run = runs[0]
+    run = prepared_run(monkeypatch, command(corpus=tmp_path / "corpus.txt", model__vocab_size=50))
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
     html = plugin_util.markdown_to_safe_html(evaluate(run)[1])
     numbers = np.linspace(0, len(run.data.heldout) - 1, 20).astype(np.int64)
-    batch = stored_batch(run.data.heldout, np.array_split(numbers, 4)[0], run.vocabulary, 24)
-    rng = torch.Generator().manual_seed(int(np.random.default_rng((0, 0)).integers(1 << 62)))
-    masked = mask_tokens(batch, run.vocabulary, 0.15, 24, rng)
+    numbers = np.array_split(numbers, 4)[0]
+    batch = stored_batch(run.data.heldout, numbers, run.vocabulary, 24, full_width=True)
+    masked, draws = masks_of_examples(run, batch, numbers)
     with torch.no_grad():
-        output = run.electra.eval()(batch, masked, sampler_draws(masked.positions.shape, run.model.vocab_size,
-                                                                   run.device, rng))
+        output = run.electra.eval()(batch, masked, draws)
     wanted, pieces = [], run.vocabulary.pieces()
     for row in range(4):
         original, hidden = (ids[row][batch.attention_mask[row]].tolist() for ids in (batch.ids, masked.ids))
@@ -464,7 +494,9 @@ def test_a_run_begins_from_the_weights_of_transformers_or_of_another_run(command
         assert before.keys() == after.keys()
         assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(kept))
         assert main(command("other", **flags)) == 0
-        assert "finished" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "finished" in printed.out
+        assert printed.err.count("warning: --model.dropout, --model.embedding-size") == 2 and "ignored" in printed.err
     (exported / "discriminator" / "model.safetensors").write_bytes(b"damaged")
     assert main(command("third", init_from=exported)) == 2
     assert main(command("third", init_from=tmp_path / "nothing")) == 2
@@ -476,7 +508,7 @@ def test_parts_that_do_not_belong_together_are_refused_as_a_beginning(command, t
     pieces = (tmp_path / "run" / "vocab.txt").read_text().splitlines()
     (tmp_path / "vocab.txt").write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]))  # as many, two exchanged
     assert main(command("other", init_from=tmp_path / "run", vocab=tmp_path / "vocab.txt")) == 2
-    assert "has other pieces than --init-from" in capsys.readouterr().err
+    assert "has other pieces" in (message := capsys.readouterr().err) and "than --init-from" in message
     write_pair(tmp_path / "pair", vocabulary)
     (tmp_path / "pair" / "gen.pt").write_bytes((tmp_path / "run" / "gen.pt").read_bytes())
     assert main(command("other", init_from=tmp_path / "pair")) == 2

@@ -1,0 +1,1 @@
+"""Scripts that measure, and the kernels that exist because of what they measured."""
