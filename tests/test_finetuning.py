@@ -208,9 +208,9 @@ def test_predictions_come_in_the_order_of_their_rows(tmp_path, vocabulary):
     classifier = script.new_classifier(experiment, experiment.saved.config, TASKS["rte"], 0)
     rng = np.random.default_rng(0)
     rows = [Row("", tuple(" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2)), 0.0) for _ in range(23)]
-    answering = experiment.predictor(TASKS["rte"], classifier)
-    alone = np.concatenate([predict(answering, [row]) for row in rows])
-    assert np.allclose(predict(answering, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
+    predictor = experiment.predictor(TASKS["rte"], classifier)
+    alone = np.concatenate([predict(predictor, [row]) for row in rows])
+    assert np.allclose(predict(predictor, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
 
 
 def test_training_equals_plain_steps_of_adam_without_bias_correction(tune, tmp_path, vocabulary, glue):
@@ -602,6 +602,14 @@ def test_tokens_from_conll_columns_to_predictions_and_transformers(tune, tmp_pat
         expected = own(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].bool())
         assert torch.allclose(peer(**batch).logits, expected, atol=1e-5)
     assert peer.config.id2label == {0: "B-A", 1: "B-D", 2: "O"}
+
+
+def test_sentences_without_words_or_in_one_string_are_predicted_too(tune, tmp_path):
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"word": []}\n{"word": "the dog"}\n{"word": ["a", "cat"]}\n', encoding="utf-8")
+    assert tune("--task", str(write_tagging(tmp_path)), "--predict-file", str(new), "--batch-size", "1")[0] == 0
+    rows = (tmp_path / "out" / "tags" / "seed-0" / "new-predictions.jsonl").read_text().splitlines()
+    assert [len(json.loads(row)["prediction"]) for row in rows] == [0, 2, 2]
 
 
 def test_words_that_are_cut_off_count_as_missed(tune, tmp_path):
