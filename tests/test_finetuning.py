@@ -668,6 +668,14 @@ def test_an_unfinished_run_is_not_mixed_with_other_settings(tune, tmp_path, monk
     assert code == 2 and "delete it to begin this run again" in err
 
 
+def test_results_of_other_rows_are_not_mixed(tune, tmp_path):
+    path = write_reviews(tmp_path)
+    assert tune("--task", str(path))[0] == 0
+    write_reviews(tmp_path, rows=42)
+    code, _, err = tune("--task", str(path))
+    assert code == 2 and "with data = " in err
+
+
 def test_a_refused_run_leaves_no_folder(tune, tmp_path, glue):
     (tmp_path / "data" / "RTE").mkdir(parents=True)
     (tmp_path / "data" / "RTE" / "train.tsv").write_text("index\tsentence1\n0\ta\n", encoding="utf-8")
