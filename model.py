@@ -93,10 +93,7 @@ class ElectraOutput(NamedTuple):
 # Layers
 
 class Embeddings(nn.Module):
-    """Token, position and segment embeddings, summed and normalized: (B, L) ids to (B, L, E).
-
-    In place of ids it takes the tokens' vectors (B, L, E) too, through which a gradient can pass.
-    """
+    """Token, position and segment embeddings, summed and normalized: ids (B, L), or their vectors, to (B, L, E)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -33,7 +33,7 @@ HEAD_NAMES = {
 TIED = "generator_lm_head.weight"  # the generator's output table, which is the table of token embeddings
 TOKEN_EMBEDDINGS = "electra.embeddings.word_embeddings.weight"
 POSITION_NUMBERS = "electra.embeddings.position_ids"  # 0, 1, 2, ...: among the weights in old files
-HEAD_WEIGHTS = ("discriminator_predictions.", "classifier.")
+HEAD_WEIGHTS = ("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier.")
 CONFIG_NAMES = {
     "vocab_size": "vocab_size", "embedding_size": "embedding_size", "hidden_size": "hidden_size",
     "layers": "num_hidden_layers", "heads": "num_attention_heads", "feed_forward_size": "intermediate_size",
@@ -97,7 +97,7 @@ def token_classifier_to_transformers(classifier: Classifier) -> dict[str, Tensor
 def load_transformers(network: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:
     """Fills a network with weights under transformers' names.
 
-    An encoder takes them from an ElectraModel or from a discriminator or classifier, whose head it leaves out. Raises
+    An encoder takes them from an ElectraModel or from one of its models with a head, which it leaves out. Raises
     KeyError for weights that are missing or left over and for an output table that is not tied to the token embeddings,
     RuntimeError for a wrong shape.
     """

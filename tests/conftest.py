@@ -9,7 +9,8 @@ import torch
 
 import Pretraining
 import studies.tracking
-from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
+from corpus.vocabulary import wordpiece
+from dataset import SPECIAL_TOKENS, Vocabulary
 from model import Electra, ModelConfig, SavedNetwork, save_network
 from tasks.glue import TASKS, task_key
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ LINES = [line for block in re.findall(r"```bash\n(.*?)```", TEXT + STUDIES_TEXT,
 COMMANDS = [command.strip() for line in LINES if not line.endswith("# download") for command in line.split("&&")]
 BY_CI = {"pip install -r requirements.txt", "python -m pytest"}  # .ci/run
 SHORT = "--steps 2 --batch-size 4 --eval-examples 8 --device cpu --model.layers 1".split()
+SHORT_TRIALS = {"quickstart": "steps=2 batch_size=4 eval_examples=8 model.layers=1".split(), "finetuning": [],
+                "bert_small_proxy": "steps=2 eval_examples=8 model.layers=1 finetuning.epochs=1 finetuning.seeds=1".split()}
 ARTICLE = "The old dog sees a red cat, and the cat sees the dog."
 DUMP = f"""<mediawiki><siteinfo/><page><title>Dogs</title><ns>0</ns><id>1</id>
 <revision><text>{ARTICLE}</text></revision></page></mediawiki>"""
@@ -46,6 +49,9 @@ def folder(tmp_path, monkeypatch, vocabulary, glue, cache):
     write_pair(Path("runs/quickstart"), vocabulary, max_positions=128)
     record = {"step": 2, "heldout": True, "mlm_loss": 9.0, "disc_auc": 0.5}
     Path("runs/quickstart/metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    study = Path("runs/search/quickstart")
+    study.mkdir(parents=True)
+    shutil.copy(ROOT / "studies" / "results" / "quickstart.jsonl", study / "results.jsonl")
     Path("data").mkdir()
     Path("data/glue").symlink_to(glue)
     Path("data/cache").symlink_to(cache)
@@ -68,9 +74,18 @@ def run(words, text=""):
         arguments = [*launcher, *arguments[2:]]
     else:
         assert program == "python"
-    files = [str(ROOT / word) if word.endswith(".py") or word.startswith("configs/") else word for word in arguments]
+    files = [str(ROOT / word) if word.endswith(".py") or word.startswith(("configs/", "studies/")) else word
+             for word in arguments]
     return subprocess.run([sys.executable, *files], input=text, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def short_search(words):
+    """One trial of a search, with few steps; its space is read as it is and checked in test_search.py."""
+    space = Path(words[words.index("studies.search") + 1]).stem
+    given = [word for word in words if "=" in word]
+    others = [word for word in words if "=" not in word and word != "--set"]
+    return [*others, "--trials", "1", "--threads", "1", "--set", *given, *SHORT_TRIALS[space]]
 
 
 def is_done(script, words, output):
@@ -81,6 +96,10 @@ def is_done(script, words, output):
         return Path("corpus.txt").read_text(encoding="utf-8") == f"{ARTICLE}\n\nThe new dog sees no cat.\n\n"
     if script == "convert.to_transformers":
         return all(Path("exported", name, "model.safetensors").is_file() for name in ("generator", "discriminator"))
+    if script == "studies.search":
+        return "1 complete" in output and "best " in output
+    if script == "studies.report":
+        return Path(output.strip()).is_file()
     if script == "studies.tracking":
         return Path("runs/quickstart/curves.png").is_file()
     return {"Pretraining.py": "Finetuning.py", "Finetuning.py": "median", "LM_DEMO.py": "generated"}[script] in output
@@ -97,6 +116,8 @@ def test_readme_command(command):
         flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[words.index(script) + 1:]]
         check(read_settings(Pretraining, flags, ROOT / "configs" / "quickstart.toml"))  # before they are shortened
         words += SHORT
+    if script == "studies.search":
+        words = short_search(words)
     result = run(words, text="the old dog\n")
     assert result.returncode == 0, result.stderr
     assert is_done(script, words, result.stdout)
