@@ -132,7 +132,8 @@ def main(argv: list[str]) -> int:
     user_file = read_user_file(Path(settings.predict_file), data[0].task) if settings.predict_file else None
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    print(*(note for task_data in data for note in task_data.notes), sep="\n")
+    for note in (note for task_data in data for note in task_data.notes):
+        print(note)
     models = {}
     name = ("tasks" if str(settings.task).endswith(".toml") else "glue") + ("-scratch" if settings.from_scratch else "")
     outputs = output_folders(list(networks), settings.output, "" if trained else name)
