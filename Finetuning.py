@@ -1,11 +1,11 @@
-"""A pretrained discriminator and a GLUE task in; dev scores over seeds, test predictions and a classifier out.
+"""A pretrained encoder and a task in; dev scores over seeds, predictions and a classifier out.
 
-    python Finetuning.py --task sst2                         # the newest run's disc.pt, data/glue/SST-2
-    python Finetuning.py --task all --weights disc.pt --seeds 5 --predict
+    python Finetuning.py --task sst2                         # the newest run's network, data/glue/SST-2
+    python Finetuning.py --task reviews.toml --save-model    # your own task (tasks/README.md)
+    python Finetuning.py --task all --weights runs/a runs/b --seeds 5
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import sys
@@ -21,34 +21,42 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Vocabulary, content_key
-from model import Classifier, ModelConfig, SavedNetwork, load_network, save_network
-from tasks.encoding import encode_texts, length_batches, training_examples
-from tasks.glue import TASKS, Row, Task, TaskData, read_all_tasks, read_task, read_user_rows, task_key
-from tasks.results import (RunResult, glue_table, median_score, read_results, require_same_settings, scores_text,
-                           statistics_text, write_results, write_tsv)
-from utils import (Adam, Precision, bounded, locked, newest_run_file, pick_device, pick_precision,
-                   read_settings, reports_input_errors, require, scheduled_rate, skip_unless_finite)
+from model import CLASSIFIERS, NETWORK_FILES, Classifier, ModelConfig, SavedNetwork, load_network, save_network
+from studies.tracking import MetricsLog
+from tasks.data import Row, TaskData
+from tasks.encoding import Examples, length_batches, training_examples
+from tasks.glue import read_tasks, saved_task
+from tasks.prediction import Predictor, UserFile, evaluate, read_user_file, write_predictions
+from tasks.results import (RunResult, models_table, output_folders, read_results, require_same_settings, run_report,
+                           scores_text, statistics_text, weights_key, write_held_out, write_results)
+from tasks.task import Task
+from utils import (Adam, InputError, Precision, bounded, load, locked, newest_run_file, pick_device, pick_precision,
+                   read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite)
 
 ADAM_EPS = 1e-6  # google-research/electra, model/optimization.py
+ENCODERS = ["discriminator", "mlm"]  # kinds of networks to fine-tune; a run folder's first one is taken
+LOG_STEPS = 20  # between lines of metrics.jsonl
+CHECKPOINT = "checkpoint.pt"  # of an unfinished run
 # Settings that choose runs, files or a device. Runs of one folder may differ in these and in no others.
 NOT_COMPARED = {"task", "weights", "data_dir", "output", "epochs", "seed", "seeds", "predict", "predict_file",
-                "save_model", "device"}
+                "probabilities", "save_model", "device"}
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """Fine-tunes a pretrained discriminator on GLUE. The defaults are the paper's for ELECTRA-Small."""
+    """Fine-tunes pretrained encoders on a task. The defaults are the paper's for ELECTRA-Small."""
 
-    task: str
-    """cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax (predicted by mnli's model), or all whose files exist."""
-    weights: str | None = None
-    """disc.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout; or a model.pt that
-    --save-model kept, which is evaluated and predicts without training. None: the newest run's disc.pt."""
+    task: str | None = None
+    """TOML file of a task of your own (tasks/README.md); or cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax
+    (predicted by mnli's model), or all of these whose files exist. None: that of a model.pt."""
+    weights: tuple[str, ...] = ()
+    """disc.pt, mlm.pt, a run folder, or the folder or hub name of an ELECTRA in transformers' layout; several are compared.
+    Or a model.pt that --save-model kept, which is evaluated and predicts without training. None: the newest run's."""
     data_dir: str = "data/glue"
     """Folder of GLUE's official folders (SST-2/train.tsv ...). A task that isn't there is read from the hub."""
     output: str | None = None
-    """Results folder; finished runs in it are not repeated. None: runs/NAME/glue, named after the weights' run, or the
-    folder of a model.pt."""
+    """Results folder; finished runs in it are not repeated, unfinished ones go on. None: runs/NAME/glue or, for a task of
+    your own, runs/NAME/tasks, named after the weights' run; or the folder of a model.pt."""
     protocol: Literal["original", "robust"] = "original"
     """original: as the paper's code; robust: Adam with bias correction, and 20 epochs for small sets."""
     epochs: int | None = bounded(None, at_least=1)
@@ -67,8 +75,9 @@ class Finetuning:
     """Largest global norm of the gradient."""
     dropout: float = bounded(0.1, at_least=0, below=1)
     """In encoder and head."""
-    max_length: int = bounded(128, at_least=5)
-    """Most tokens of an example, special tokens included; pairs are cut longest first."""
+    max_length: int | None = bounded(None, at_least=5)
+    """Most tokens of an example, special tokens included; pairs are cut longest first. None: the task's (128 unless its file
+    says otherwise), or the model's positions if they are fewer; of a model.pt that of its training."""
     seed: int = bounded(0, at_least=0, below=1 << 32)
     """First seed: of the head's weights, the order of the examples and dropout."""
     seeds: int = bounded(1, at_least=1)
@@ -76,9 +85,12 @@ class Finetuning:
     from_scratch: bool = False
     """Random weights of the same sizes, without layer-wise decay: what pretraining is compared with."""
     predict: bool = False
-    """Write the official submission files, in a folder for each seed."""
+    """Predict the task's unlabelled files, in a folder for each seed; for GLUE the official submission files."""
     predict_file: str | None = None
-    """Classify this text file too: one text a line, or a pair separated by a tab."""
+    """Label the rows of this file too: .csv, .tsv, .jsonl or .parquet with the task's text columns, whose other columns are
+    kept; or .txt with one text a line, or a pair separated by a tab."""
+    probabilities: bool = False
+    """Write the probability of every class beside each prediction."""
     save_model: bool = False
     """Keep each fine-tuned model as a self-contained model.pt."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -88,91 +100,84 @@ class Finetuning:
 
 
 class Experiment(NamedTuple):
-    """What all runs of one command share."""
+    """What all runs of one model share."""
 
     settings: Finetuning
     source: str  # file, folder or hub name of the weights
-    saved: SavedNetwork  # a discriminator, or a classifier that is fine-tuned already
+    saved: SavedNetwork  # a pretrained network, or a classifier that is fine-tuned already
     vocabulary: Vocabulary
     output: Path
     device: torch.device
     precision: Precision
-    user_rows: list[Row]  # of --predict-file
+    user_file: UserFile | None  # of --predict-file
+
+    def max_length(self, task: Task) -> int:
+        """Most tokens of an example."""
+        return self.settings.max_length or min(task.max_length, self.saved.config.max_positions)
+
+    def predictor(self, task: Task, classifier: Classifier) -> Predictor:
+        """The classifier with all that answering needs."""
+        return Predictor(classifier, task, self.vocabulary, self.precision, self.max_length(task),
+                         4 * self.settings.batch_size, self.settings.probabilities)
 
 
 @reports_input_errors
 def main(argv: list[str]) -> int:
     settings = read_settings(Finetuning, argv)
-    check(settings)
-    key = task_key(settings.task)  # "" for all
+    networks = dict(read_weights(settings, source) for source in settings.weights or [newest_run_file("disc.pt", "mlm.pt")])
+    check(settings, networks)
+    source, saved = next(iter(networks.items()))
+    trained = saved_task(saved.task, source) if saved.kind in CLASSIFIERS else None
+    data = read_tasks(settings.task, Path(settings.data_dir), trained, settings.predict)
+    user_file = read_user_file(Path(settings.predict_file), data[0].task) if settings.predict_file else None
     device = pick_device(settings.device)
-    source, saved = read_weights(settings, key)
-    vocabulary = Vocabulary.of_network(saved, source)
-    output = Path(settings.output or default_output(source, saved.kind, settings.from_scratch))
     precision = pick_precision(settings.precision, device)
-    user_rows = read_user_rows(settings.predict_file, TASKS[key]) if settings.predict_file else []
-    experiment = Experiment(settings, source, saved, vocabulary, output, device, precision, user_rows)
-    print(f"weights: {source}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: {output}; "
-          f"{device}, {precision.name}")
-    data_dir = Path(settings.data_dir)
-    with locked(output / ".lock", wait=False):
-        if saved.kind == "classifier":
-            apply_classifier(experiment, read_task(key, data_dir, training=False, predicting=settings.predict))
-        elif key:
-            finetune_task(experiment, read_task(key, data_dir, training=True, predicting=settings.predict))
-        else:
-            tasks = read_all_tasks(data_dir, settings.predict)
-            medians = {data.key: median_score(finetune_task(experiment, data)) for data in tasks}
-            print(glue_table(medians, f"this model, median of {settings.seeds}"))
+    print(*(note for task_data in data for note in task_data.notes), sep="\n")
+    models = {}
+    name = ("tasks" if str(settings.task).endswith(".toml") else "glue") + ("-scratch" if settings.from_scratch else "")
+    outputs = output_folders(list(networks), settings.output, "" if trained else name)
+    for (source, saved), output in zip(networks.items(), outputs, strict=True):
+        vocabulary = Vocabulary.of_network(saved, source)
+        experiment = Experiment(settings, source, saved, vocabulary, output, device, precision, user_file)
+        print(f"weights: {source}{', sizes and vocabulary only' if settings.from_scratch else ''}; results: {output}; "
+              f"{device}, {precision.name}")
+        with locked(output / ".lock", wait=False):
+            if trained:
+                apply_classifier(experiment, data[0])
+                return 0
+            models[source] = {task_data.key: finetune_task(experiment, task_data) for task_data in data}
+    if len(models) > 1 or len(data) > 1:
+        print(models_table({f"{source}, median of {settings.seeds}": runs for source, runs in models.items()}))
     return 0
 
 
-def check(settings: Finetuning) -> None:
-    """InputError for a value or a combination that can't work."""
-    is_all = settings.task.lower() == "all"
-    require(is_all or task_key(settings.task) != "", f"--task {settings.task} is not one of {', '.join(TASKS)}, all")
+def check(settings: Finetuning, networks: dict[str, SavedNetwork]) -> None:
+    """InputError for a combination that can't work."""
+    is_all = settings.task is not None and settings.task.lower() == "all"
+    is_trained = any(saved.kind in CLASSIFIERS for saved in networks.values())
     require(not (is_all and settings.predict_file), "--predict-file expects one --task, not all")
+    require(settings.task is not None or is_trained,
+            "--task is missing: name a TOML file, a task of GLUE or all, or a model.pt with --weights")
+    require(not is_trained or (len(networks) == 1 and not is_all),
+            "--weights names a model.pt, which is fine-tuned already: expected no other weights and one task or none")
 
 
 # Weights
 
 
-def read_weights(settings: Finetuning, key: str) -> tuple[str, SavedNetwork]:
-    """The weights to start from and their name; InputError unless they are whole and suit the task."""
-    path = Path(settings.weights) if settings.weights else newest_run_file("disc.pt")
-    if (path / "disc.pt").is_file():
-        path = path / "disc.pt"
+def read_weights(settings: Finetuning, source: str | Path) -> tuple[str, SavedNetwork]:
+    """The weights to start from and their name; InputError unless they are whole."""
+    path = Path(source)
+    files = [path / NETWORK_FILES[kind] for kind in ENCODERS]
+    path = next((file for file in files if file.is_file()), path)
     if path.suffix != ".pt" and not path.is_file():
         from convert.from_transformers import read_encoder  # imported where it is used: it takes a second
         saved = read_encoder(str(path), "--weights")
     else:
-        kinds = ["discriminator"] if settings.from_scratch or not key else ["discriminator", "classifier"]
-        saved = load_network(path, kinds, "--weights")
-    if saved.kind == "classifier":
-        task = TASKS[key].trained_on or key
-        require(saved.task == task, f"{path} was fine-tuned on {saved.task}: expected --task {saved.task}")
-        outputs = saved.network.prediction.out_features
-        require(outputs == TASKS[task].outputs, f"{path} has {outputs} outputs, {task} has {TASKS[task].outputs}")
-    require(settings.max_length <= saved.config.max_positions,
+        saved = load_network(path, [*ENCODERS, *([] if settings.from_scratch else CLASSIFIERS)], "--weights")
+    require((settings.max_length or 0) <= saved.config.max_positions,
             f"--max-length {settings.max_length} is beyond the {saved.config.max_positions} positions of {path}")
     return str(path), saved
-
-
-def default_output(source: str, kind: str, from_scratch: bool) -> Path:
-    """The folder of a model.pt; else runs/NAME/glue, where NAME is the weights' run folder or name on the hub."""
-    path = Path(source)
-    if kind == "classifier":
-        return path.parent
-    run = (path.parent if path.suffix == ".pt" else path).resolve().name
-    return Path("runs") / run / ("glue-scratch" if from_scratch else "glue")
-
-
-def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
-    """A text that changes with any weight of the encoder and any piece of the vocabulary."""
-    digest = hashlib.blake2b(vocabulary.to_json().encode(), digest_size=8)
-    for weight in saved.network.encoder.state_dict().values():
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()
 
 
 # Runs
@@ -180,23 +185,31 @@ def weights_key(saved: SavedNetwork, vocabulary: Vocabulary) -> str:
 
 def finetune_task(experiment: Experiment, data: TaskData) -> list[RunResult]:
     """A run for each seed, except those in results.json that are complete; prints and returns all of them."""
-    settings, path = experiment.settings, experiment.output / "results.json"
-    if data.skipped:
-        print(f"{data.task.name}: {data.skipped:,} malformed training rows skipped")
-    results = read_results(path)
+    settings, output = experiment.settings, experiment.output
+    results = read_results(output / "results.json")
     compared = compared_settings(experiment, data)
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    for seed in seeds:
-        run = results.get((data.key, seed))
-        if run:
-            require_same_settings(run, compared, experiment.output)
-            if is_complete(experiment, data, seed):
-                print(f"{data.task.name}, seed {seed}: finished before, {scores_text(run.scores)}")
+    for run in (results[data.key, seed] for seed in seeds if (data.key, seed) in results):
+        require_same_settings(f"{run.task}, seed {run.seed}", run.settings, compared, output)
+    new_seeds = [seed for seed in seeds if (data.key, seed) not in results or not is_complete(experiment, data, seed)]
+    if data.held_out:
+        write_held_out(output / data.key / "held-out.tsv", data)
+        print(f"{data.task.name}: the dev rows are a tenth of the training file, {output / data.key / 'held-out.tsv'}")
+    examples = training_examples(data.train, data.task, experiment.vocabulary, compared["max_length"])
+    if examples.cut:
+        print(f"warning: {examples.cut:,} of {len(examples.segments):,} training examples are longer than "
+              f"{compared['max_length']} tokens and are cut: see --max-length")
+    steps = compared["epochs"] * math.ceil(len(examples.segments) / settings.batch_size)
+    with tqdm(total=len(new_seeds) * steps, unit=" steps", mininterval=1, disable=not new_seeds) as bar:
+        for seed in seeds:
+            if seed not in new_seeds:
+                tqdm.write(f"{data.task.name}, seed {seed}: finished before, {scores_text(results[data.key, seed].scores)}")
                 continue
-        results[data.key, seed] = finetune(experiment, data, seed, compared)
-        write_results(path, results.values())
+            results[data.key, seed] = finetune(experiment, data, examples, seed, compared, bar)
+            write_results(output, list(results.values()))
+            (run_folders(output, data.key, seed)[0] / CHECKPOINT).unlink(missing_ok=True)
     runs = [results[data.key, seed] for seed in seeds]
-    print(statistics_text(data.task, runs))
+    print(statistics_text(data.task.name, runs))
     return runs
 
 
@@ -205,57 +218,60 @@ def compared_settings(experiment: Experiment, data: TaskData) -> dict[str, Any]:
     settings, task = experiment.settings, data.task
     values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_COMPARED}
     epochs = settings.epochs or (task.robust_epochs if settings.protocol == "robust" else task.epochs)
-    return values | {"epochs": epochs, "precision": experiment.precision.name,
+    return values | {"epochs": epochs, "max_length": experiment.max_length(task), "metrics": list(task.metrics),
+                     "precision": experiment.precision.name,
                      "weights": weights_key(experiment.saved, experiment.vocabulary),
-                     "data": content_key(data.train, data.dev)}
+                     "data": content_key(data.train, data.dev, data.test, task.classes, task.range)}
 
 
 def is_complete(experiment: Experiment, data: TaskData, seed: int) -> bool:
     """Whether all files that the command asks for are there."""
     folder, submissions = run_folders(experiment.output, data.key, seed)
-    files = [submissions / f"{name}.tsv" for name in data.tests]
-    if experiment.user_rows:
-        files.append(user_predictions(folder, experiment.settings))
-    if experiment.settings.save_model:
-        files.append(folder / "model.pt")
+    files = [submissions / f"{name}.tsv" for name in data.unlabelled]
+    files += [folder / experiment.user_file.target] if experiment.user_file else []
+    files += [folder / "model.pt"] if experiment.settings.save_model else []
     return all(file.is_file() for file in files)
 
 
 def run_folders(output: Path, key: str, seed: int) -> tuple[Path, Path]:
-    """The folder of a run, and the folder for the submission files of all tasks with its seed."""
+    """The folder of a run, and the folder for the predictions of all tasks' unlabelled files with its seed."""
     return output / key / f"seed-{seed}", output / f"seed-{seed}"
 
 
-def finetune(experiment: Experiment, data: TaskData, seed: int, compared: dict[str, Any]) -> RunResult:
+def finetune(experiment: Experiment, data: TaskData, examples: Examples, seed: int, compared: dict[str, Any],
+             bar: tqdm) -> RunResult:
     """One run: trains, evaluates, predicts, and keeps the model if --save-model."""
     start = time.perf_counter()
     folder, submissions = run_folders(experiment.output, data.key, seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(experiment.saved.config, dropout=experiment.settings.dropout)
     classifier = new_classifier(experiment, config, data.task, seed)
-    scores = train(experiment, data, classifier, compared["epochs"], seed, folder)
-    write_predictions(experiment, data, classifier, submissions, folder)
+    answering = experiment.predictor(data.task, classifier)
+    run = Run(seed, folder, compared, examples, answering, bar)
+    scores = train(run, new_optimizer(experiment.settings, classifier), experiment.precision.scaler(), data.dev)
+    test_scores = evaluate(answering, {"test": data.test}, folder) if data.test else {}
+    write_predictions(answering, data.unlabelled, submissions, experiment.user_file, folder)
     dev_rows = {split or "dev": len(rows) for split, rows in data.dev.items()}
-    run = RunResult(data.key, seed, scores, compared, experiment.source, len(data.train), data.skipped, dev_rows,
-                    str(experiment.device), round(time.perf_counter() - start, 1))
+    result = RunResult(data.key, seed, scores, test_scores, compared, experiment.source, len(data.train), data.skipped,
+                       dev_rows, str(experiment.device), round(time.perf_counter() - start, 1))
     if experiment.settings.save_model:
-        report = (f"Fine-tuned on {data.task.name}; dev: {scores_text(scores)}.\n\n## The run\n\n```json\n"
-                  f"{json.dumps(run._asdict(), indent=1)}\n```")
-        tokenizer = experiment.vocabulary.to_json()
-        save_network(folder / "model.pt", SavedNetwork("classifier", classifier, config, tokenizer, data.key, report))
-    return run
+        task, tokenizer = dataclasses.replace(data.task, max_length=compared["max_length"]), experiment.vocabulary.to_json()
+        save_network(folder / "model.pt", SavedNetwork(task.network, classifier, config, tokenizer, task.to_json(),
+                                                       run_report(task, result)))
+    return result
 
 
 def apply_classifier(experiment: Experiment, data: TaskData) -> None:
-    """Dev scores and predictions of a model that is fine-tuned already."""
-    require(bool(data.dev or data.tests or experiment.user_rows),
-            f"nothing to do for {experiment.source}: {data.task.name}'s dev.tsv is not in "
-            f"{experiment.settings.data_dir}; set --data-dir or name texts with --predict-file")
-    classifier = experiment.saved.network.to(experiment.device)
-    if data.dev:
-        print(f"{data.task.name}, dev: {scores_text(evaluate(experiment, data, classifier))}")
+    """Scores and predictions of a model that is fine-tuned already."""
+    require(bool(data.dev or data.test or data.unlabelled or experiment.user_file),
+            f"nothing to do for {experiment.source}: {data.task.name}'s labelled files are not there; set --task and "
+            "--data-dir or name texts with --predict-file")
+    answering = experiment.predictor(data.task, experiment.saved.network.to(experiment.device))
     folder = experiment.output / "predictions"
-    write_predictions(experiment, data, classifier, folder, folder)
+    splits = data.dev | ({"test": data.test} if data.test else {})
+    if splits:
+        print(f"{data.task.name}: {scores_text(evaluate(answering, splits))}")
+    write_predictions(answering, data.unlabelled, folder, experiment.user_file, folder)
 
 
 # Training
@@ -264,7 +280,7 @@ def apply_classifier(experiment: Experiment, data: TaskData) -> None:
 def new_classifier(experiment: Experiment, config: ModelConfig, task: Task, seed: int) -> Classifier:
     """A random head on the pretrained encoder, or on a random one if --from-scratch."""
     torch.manual_seed(seed)
-    classifier = Classifier(config, task.outputs)
+    classifier = Classifier(config, task.outputs, every_token=task.kind == "tokens")
     if not experiment.settings.from_scratch:
         classifier.encoder.load_state_dict(experiment.saved.network.encoder.state_dict())
     if experiment.device.type == "cpu" and experiment.precision.dtype == torch.bfloat16:
@@ -297,135 +313,115 @@ def new_optimizer(settings: Finetuning, classifier: Classifier) -> torch.optim.O
     return Adam(groups, settings.learning_rate)
 
 
-def train(experiment: Experiment, data: TaskData, classifier: Classifier, epochs: int, seed: int,
-          folder: Path) -> dict[str, float]:
-    """All epochs of one run, evaluated after each; the scores after the last, as the original reports them.
+class Run(NamedTuple):
+    """What the epochs of one seed share."""
 
-    `folder` gets metrics.jsonl and the last dev predictions. A step whose gradient is not finite changes nothing.
+    seed: int
+    folder: Path
+    compared: dict[str, Any]  # settings on which the result depends
+    examples: Examples
+    answering: Predictor  # with the classifier that is trained
+    bar: tqdm  # of the steps of all seeds
+
+    def epoch_steps(self) -> int:
+        return math.ceil(len(self.examples.segments) / self.compared["batch_size"])
+
+
+def train(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+          dev: dict[str, list[Row]]) -> dict[str, float]:
+    """The epochs that are not done yet, each evaluated; the scores after the last, as the original reports them.
+
+    The run's folder gets metrics.jsonl, TensorBoard events, the last answers to the dev rows, and after each epoch all
+    that resuming needs. The random state isn't saved: seed and epoch determine it.
     """
-    settings, task, device, precision = experiment.settings, data.task, experiment.device, experiment.precision
-    examples, labels = training_examples(data.train, task, experiment.vocabulary, settings.max_length)
-    optimizer, scaler = new_optimizer(settings, classifier), precision.scaler()
-    total = epochs * math.ceil(len(examples) / settings.batch_size)
-    warmup = int(total * settings.warmup_share)
-    step, scores = 0, {}
-    skipped = torch.zeros((), dtype=torch.int64, device=device)
-    with (open(folder / "metrics.jsonl", "w", encoding="utf-8") as log,
-          tqdm(total=total, desc=f"{task.name}, seed {seed}", unit=" steps", mininterval=1) as bar):
-        for epoch in range(epochs):
-            classifier.train()
-            loss_sum = torch.zeros((), device=device)  # as `skipped`, read at the epoch's end: the host needn't wait
-            for numbers, batch in length_batches(examples, experiment.vocabulary, settings.max_length,
-                                                 settings.batch_size, np.random.default_rng((seed, epoch))):
-                # Forward and backward pass
-                with precision.autocast():
-                    logits = classifier(*batch.to(device))
-                loss = task_loss(logits.float(), torch.tensor(labels[numbers], device=device), task)
-                scaler.scale(loss).backward()
-                # Clip the gradient and follow the schedule
-                scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(classifier.parameters(), settings.clip_norm)
-                for group in optimizer.param_groups:
-                    group["lr"] = scheduled_rate(step, group["highest_rate"], warmup, total)
-                # The step, which the device leaves out if the gradient is not finite
-                skip_unless_finite(optimizer, norm.isfinite())
-                optimizer.step()
-                scaler.update()
-                optimizer.zero_grad()
-                # Progress
-                loss_sum += torch.where(loss.isfinite(), loss.detach(), 0.0) * len(numbers)
-                skipped += ~norm.isfinite()
-                step += 1
-                bar.update()
-                if step % 20 == 0:
-                    bar.set_postfix(loss=f"{loss.item():.3f}")
-            if skipped:
-                tqdm.write(f"warning: {int(skipped)} of {step} steps were skipped: their gradients were not finite")
-            scores = evaluate(experiment, data, classifier, folder)
-            record = {"epoch": epoch + 1, "step": step, "loss": loss_sum.item() / len(examples),
-                      "learning_rate": optimizer.param_groups[-1]["lr"]}
-            print(json.dumps(record | scores), file=log, flush=True)
-            bar.set_postfix_str(scores_text(scores))
-    require(skipped < step, "no step had a finite gradient: the model has diverged, lower --learning-rate")
+    classifier, name = run.answering.classifier, f"{run.answering.task.name}, seed {run.seed}"
+    begin, skipped, scores = 0, 0, {}
+    checkpoint = read_checkpoint(run.folder / CHECKPOINT, run.compared)
+    if checkpoint:
+        begin, skipped, scores = (checkpoint[name] for name in ("epochs", "skipped", "scores"))
+        for part, key in ((classifier, "weights"), (optimizer, "optimizer"), (scaler, "scaler")):
+            part.load_state_dict(checkpoint[key])
+        tqdm.write(f"{name}: goes on after epoch {begin}")
+    log = MetricsLog(run.folder, begin * run.epoch_steps())
+    run.bar.update(begin * run.epoch_steps())
+    for epoch in range(begin, run.compared["epochs"]):
+        run.bar.set_description(f"{name}, epoch {epoch + 1} of {run.compared['epochs']}")
+        skipped += train_epoch(run, optimizer, scaler, epoch, log)
+        step = (epoch + 1) * run.epoch_steps()
+        if skipped:
+            tqdm.write(f"warning: {skipped} of {step} steps were skipped: their gradients were not finite")
+        require(skipped < step, "no step had a finite gradient: the model has diverged, lower --learning-rate")
+        scores = evaluate(run.answering, dev, run.folder)
+        log.write(step, True, scores)
+        run.bar.set_postfix_str(scores_text(scores))
+        save(run.folder / CHECKPOINT,
+             {"epochs": epoch + 1, "skipped": skipped, "scores": scores, "settings": json.dumps(run.compared),
+              "weights": classifier.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
+    log.events.close()
     return scores
+
+
+def read_checkpoint(path: Path, compared: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted run saved after its last whole epoch, {} if there is nothing; InputError for other settings."""
+    if not path.exists():
+        return {}
+    try:
+        checkpoint = load(path)
+    except InputError as error:
+        raise InputError(f"{error}: delete it to begin this run again") from None
+    require_same_settings("an unfinished run", json.loads(checkpoint["settings"]), compared, path.parent)
+    return checkpoint
+
+
+def train_epoch(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, epoch: int,
+                log: MetricsLog) -> int:
+    """One epoch; how many of its steps were skipped. Such a step, without a finite gradient, changes nothing."""
+    classifier, task, vocabulary, precision, max_length, *_ = run.answering
+    examples, device = run.examples, classifier.prediction.weight.device
+    first_step, total = epoch * run.epoch_steps(), run.compared["epochs"] * run.epoch_steps()
+    warmup = int(total * run.compared["warmup_share"])
+    batches = length_batches(examples.segments, vocabulary, max_length, run.compared["batch_size"],
+                             np.random.default_rng((run.seed, epoch)))
+    torch.manual_seed(int(np.random.default_rng((run.seed, epoch, 1)).integers(1 << 62)))  # of dropout
+    classifier.train()
+    sums, made = torch.zeros(2, device=device), 0  # loss and number of steps made since the last line of metrics
+    for step, (numbers, batch) in enumerate(batches, first_step):
+        # Forward and backward pass
+        with precision.autocast():
+            outputs = classifier(*batch.to(device))
+        logits = examples.answers(numbers, outputs).float()
+        labels = np.concatenate([examples.labels[number] for number in numbers])
+        loss = task_loss(logits, torch.tensor(labels, device=device), task)
+        scaler.scale(loss).backward()
+        # Clip the gradient and follow the schedule
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(classifier.parameters(), run.compared["clip_norm"])
+        for group in optimizer.param_groups:
+            group["lr"] = scheduled_rate(step, group["highest_rate"], warmup, total)
+        # The step, which the device leaves out if the gradient is not finite
+        skip_unless_finite(optimizer, norm.isfinite())
+        optimizer.step()
+        scaler.update()
+        optimizer.zero_grad()
+        # Progress
+        sums += torch.stack([torch.where(norm.isfinite(), loss.detach(), 0.0), norm.isfinite()])
+        run.bar.update()
+        done = step + 1
+        if done % LOG_STEPS == 0 or done == first_step + run.epoch_steps():
+            loss_sum, steps_made = sums.tolist()
+            made += int(steps_made)
+            sums.zero_()
+            rate = optimizer.param_groups[-1]["lr"]
+            log.write(done, False, {"loss": loss_sum / max(1, steps_made), "learning_rate": rate})
+    return run.epoch_steps() - made
 
 
 def task_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Cross entropy, or the squared error of labels scaled to 0..1 (finetune/classification_tasks.py)."""
-    if task.labels:
+    if task.classes:
         return F.cross_entropy(logits, labels.long())
-    return F.mse_loss(logits.squeeze(-1), (labels / task.highest).float())
-
-
-# Evaluation and predictions
-
-
-@torch.inference_mode()
-def predict(experiment: Experiment, classifier: Classifier, rows: list[Row]) -> np.ndarray:
-    """The head's outputs (N, outputs) for every row, in their order; InputError if one is not finite."""
-    settings, head = experiment.settings, classifier.prediction
-    classifier.eval()
-    examples = encode_texts([row.texts for row in rows], experiment.vocabulary, settings.max_length)
-    outputs = np.empty((len(rows), head.out_features), np.float32)
-    for numbers, batch in length_batches(examples, experiment.vocabulary, settings.max_length,
-                                         4 * settings.batch_size, np.random.default_rng(0)):
-        with experiment.precision.autocast():
-            logits = classifier(*batch.to(head.weight.device))
-        outputs[numbers] = logits.float().cpu().numpy()
-    require(bool(np.isfinite(outputs).all()),
-            "the model's outputs are not finite numbers: it has diverged, lower --learning-rate")
-    return outputs
-
-
-def predicted_labels(task: Task, outputs: np.ndarray) -> np.ndarray:
-    """Numbers of classes (N,), or real labels on the task's scale."""
-    return outputs.argmax(-1) if task.labels else outputs[:, 0].astype(np.float64) * task.highest
-
-
-def evaluate(experiment: Experiment, data: TaskData, classifier: Classifier,
-             folder: Path | None = None) -> dict[str, float]:
-    """The task's metrics over all dev rows; labels and predictions go into dev.tsv or dev-SPLIT.tsv of `folder`."""
-    from tasks.metrics import METRICS  # imported where it is used: scikit-learn and scipy take two seconds
-    task, scores = data.task, {}
-    for split, rows in data.dev.items():
-        labels = np.array([row.label for row in rows])
-        predictions = predicted_labels(task, predict(experiment, classifier, rows))
-        for name in task.metrics:
-            scores[f"{split}_{name}" if split else name] = float(METRICS[name](labels, predictions))
-        if folder:
-            path = folder / (f"dev-{split}.tsv" if split else "dev.tsv")
-            write_tsv(path, ["label", "prediction"], task.label_texts(labels), task.label_texts(predictions))
-    return scores
-
-
-def write_predictions(experiment: Experiment, data: TaskData, classifier: Classifier, submissions: Path,
-                      folder: Path) -> None:
-    """The official submission files into `submissions`, and predictions of the user's texts into `folder`."""
-    task = data.task
-    for name, rows in data.tests.items():
-        labels = predicted_labels(task, predict(experiment, classifier, rows))
-        if not task.labels:
-            labels = labels.clip(0, task.highest)
-        write_tsv(submissions / f"{name}.tsv", ["index", "prediction"], [row.index for row in rows],
-                  task.label_texts(labels))
-        tqdm.write(f"predictions: {submissions / f'{name}.tsv'}")
-    if not experiment.user_rows:
-        return
-    outputs = predict(experiment, classifier, experiment.user_rows)
-    probabilities = ["" for _ in outputs]  # a regression task has none
-    if task.labels:
-        probabilities = [f"{value:.4f}" for value in torch.tensor(outputs).softmax(-1).amax(-1).tolist()]
-    path = user_predictions(folder, experiment.settings)
-    names = ["text"] if len(task.texts) == 1 else ["text1", "text2"]
-    texts = [list(column) for column in zip(*(row.texts for row in experiment.user_rows), strict=True)]
-    write_tsv(path, ["line", "prediction", "probability", *names], [row.index for row in experiment.user_rows],
-              task.label_texts(predicted_labels(task, outputs)), probabilities,
-              *texts)
-    tqdm.write(f"predictions: {path}")
-
-
-def user_predictions(folder: Path, settings: Finetuning) -> Path:
-    return folder / f"{Path(settings.predict_file).stem}-predictions.tsv"
+    factor, offset = task.scale
+    return F.mse_loss(logits.squeeze(-1), ((labels - offset) / factor).float())
 
 
 if __name__ == "__main__":

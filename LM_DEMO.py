@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from convert.pieces import piece_names, shown_pieces, spaces_before
 from dataset import Vocabulary, batches_by_length, collate, existing_masks, mask_tokens, read_lines
 from model import Discriminator, Generator, corrupt, gumbel_sample, load_network, sampler_draws
 from studies.tracking import detection_metrics
@@ -50,12 +51,12 @@ class Demo:
     """Masks sentences, lets the generator fill them in and the discriminator look for replaced pieces."""
 
     weights: str | None = None
-    """gen.pt of a run. None: the newest one in runs/."""
+    """gen.pt or mlm.pt of a run. None: the newest one in runs/."""
     input: str | None = None
     """Text file (also .gz, .bz2, .xz) with one sentence a line; - is standard input. None: ask for sentences. If a line
     contains [MASK], those places are filled in and no others."""
     discriminator: str | None = None
-    """disc.pt with the same vocabulary. None: the one in the folder of gen.pt, if there is one."""
+    """disc.pt with the same vocabulary. None: the one beside --weights, if there is one."""
     mask_prob: float = bounded(0.15, at_least=0.0, at_most=1.0)
     """Share of a sentence's pieces to mask; at least one piece is masked."""
     top_k: int = bounded(0, at_least=0)
@@ -76,7 +77,7 @@ class Pair(NamedTuple):
     generator: Generator
     generator_path: Path
     vocabulary: Vocabulary
-    names: list[str]  # of the vocabulary's pieces, by their ids
+    names: list[str]  # of piece_names, by their ids
     max_length: int  # tokens of a row, [CLS] and [SEP] included
     device: torch.device
     discriminator: Discriminator | None = None
@@ -100,7 +101,7 @@ class Sentence(NamedTuple):
 
     text: str
     ids: list[int]
-    spaces: list[str]  # in front of each piece, "" or " "
+    spans: list[tuple[int, int]]  # where each piece begins and ends in the text
     masked: Sequence[Piece] = ()  # what the generator sees
     generated: Sequence[Piece] = ()  # what the discriminator sees
 
@@ -154,10 +155,10 @@ def show(settings: Demo, pair: Pair) -> None:
 
 def load_pair(weights: str | None, discriminator: str | None, device: torch.device) -> Pair:
     """The networks from the files named, or from the newest run. Raises InputError if their vocabularies differ."""
-    path = Path(weights) if weights else newest_run_file("gen.pt")
-    saved = load_network(path, ["generator"], "--weights")
+    path = Path(weights) if weights else newest_run_file("gen.pt", "mlm.pt")
+    saved = load_network(path, ["generator", "mlm"], "--weights")
     vocabulary = Vocabulary.of_network(saved, str(path))
-    pair = Pair(saved.network.to(device), path, vocabulary, vocabulary.pieces(), saved.config.max_positions, device)
+    pair = Pair(saved.network.to(device), path, vocabulary, piece_names(vocabulary), saved.config.max_positions, device)
     path = Path(discriminator) if discriminator else path.with_name("disc.pt")
     if not discriminator and not path.is_file():
         return pair
@@ -200,9 +201,7 @@ def read_sentences(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int
                   f"{len(ids) - max_pieces:,} pieces are left out", file=sys.stderr)
             ids, spans = ids[:max_pieces], spans[:max_pieces]
             text = f"{text[:spans[-1][1]]} ..."
-        ends = [0, *(end for _, end in spans)]
-        spaces = [" " if " " in text[end:start] else "" for end, (start, _) in zip(ends, spans, strict=False)]
-        yield Sentence(text, ids, spaces)
+        yield Sentence(text, ids, spans)
 
 
 def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int, int]]]:
@@ -213,7 +212,8 @@ def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int
             ids.append(vocabulary.mask)
             spans.append((start, start + len(MASK)))
         else:
-            encoding = vocabulary.tokenizer.encode(part, add_special_tokens=False)
+            # Some tokenizers make a piece of the blank before [MASK], which belongs to the word in its place.
+            encoding = vocabulary.tokenizer.encode(part.rstrip(), add_special_tokens=False)
             ids += encoding.ids
             spans += [(start + begin, start + end) for begin, end in encoding.offsets]
         start += len(part)
@@ -249,7 +249,8 @@ def fill_in(sentences: list[Sentence], pair: Pair, settings: Demo, rng: torch.Ge
     else:
         masked = mask_tokens(batch, vocabulary, settings.mask_prob, pair.max_length, rng)
 
-    logits = pair.generator(masked.ids, batch.segments, batch.attention_mask, masked.positions)  # (B, K, V)
+    logits = pair.generator(masked.ids, batch.segments, batch.attention_mask, masked.positions)
+    logits = logits[..., :vocabulary.size]  # (B, K, V): the embeddings can have more rows than there are pieces
     draws = sampler_draws(logits.shape[:-1], logits.shape[-1], logits.device, rng)
     sampled = logits.argmax(-1) if settings.greedy else gumbel_sample(logits, draws)
     top_k = settings.top_k or (PAGE_TOP_K if settings.html else 0)
@@ -276,23 +277,28 @@ def in_words(names: list[str], sentence: Sentence, masked_ids: list[int], genera
     """The sentence with its pieces; the lists are over its tokens (L) from [CLS] on, `likely` by predicted position."""
     masked, generated = [], []
     previous, previous_changed = "", False
-    for position, (number, space) in enumerate(zip(sentence.ids, sentence.spaces, strict=True), 1):  # 0 is [CLS]
-        original, seen, name = names[number], names[masked_ids[position]], names[generated_ids[position]]
+    originals = [names[number] for number in sentence.ids]
+    columns = zip(sentence.ids, originals, shown_pieces(originals, sentence.text, sentence.spans),
+                  spaces_before(sentence.text, sentence.spans), strict=True)
+    for position, (number, original, shown, space) in enumerate(columns, 1):  # 0 is [CLS]
+        masked_id, generated_id = masked_ids[position], generated_ids[position]
+        name = names[generated_id]
         seen_mark, mark = "", ""
         if position in likely:
-            seen_mark = "hidden" if seen == MASK else "kept"
-            mark = "same" if name == original else "replaced"
+            seen_mark = "kept" if masked_id == number and original != MASK else "hidden"
+            mark = "same" if generated_id == number else "replaced"
             if original == MASK:
                 mark = "filled"
-        masked.append(Piece(space, seen.removeprefix("##"), seen_mark))
+        masked.append(Piece(space, shown if masked_id == number else MASK, seen_mark))
 
         # The line's own spaces fit, except beside a piece of another type, such as a continuation in a word's place
-        continues, text = name.startswith("##"), name.removeprefix("##")
+        continues, text = name.startswith("##"), shown if generated_id == number else name.removeprefix("##")
         changed = piece_type(name) != piece_type(original)
         if changed or previous_changed:
             joined = continues or not generated or text in NO_SPACE_BEFORE or previous in NO_SPACE_AFTER
             space = "" if joined else " "
-        generated.append(Piece(space, text, mark, continues, replaced[position], original, likely.get(position, ())))
+        generated.append(Piece(space, text, mark, continues and not space, replaced[position], original,
+                               likely.get(position, ())))
         previous, previous_changed = text, changed
     return sentence._replace(masked=masked, generated=generated)
 
@@ -350,7 +356,7 @@ def with_percentages(pieces: Sequence[Piece]) -> str:
     words = []
     for piece in pieces:
         percentage = f"{100 * piece.replaced:.0f}"
-        if words and piece.continues:
+        if words and (piece.continues or words[-1].startswith("/")):  # the latter is a blank
             text, percentages = words.pop().rsplit("/", 1)
             words.append(f"{text}{piece.text}/{percentages},{percentage}")
         else:

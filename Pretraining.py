@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,13 +26,13 @@ from tqdm import tqdm
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
-from studies.objectives import OBJECTIVES, build_objective
-from studies.tracking import (MetricsLog, RunningMeans, detection_metrics, draw_curves, learning_warnings,
+from studies.objectives import build_objective
+from studies.tracking import (MetricsLog, RunningMeans, describe_text, detection_metrics, draw_curves, learning_warnings,
                               report_skipped_steps, sample_table, unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
-                   gather_from_processes, load, locked, one_line, own_rows, pick_device, pick_precision, process_group, rank,
-                   read_settings, reports_input_errors, require, save, scheduled_rate, skip_unless_finite, stop_signals,
-                   sum_over_processes, to_toml, world_size, write_text)
+                   gather_from_processes, iterating, load, locked, one_line, own_rows, pick_device, pick_precision,
+                   process_group, rank, read_settings, reports_input_errors, require, save, scheduled_rate,
+                   skip_unless_finite, stop_signals, sum_over_processes, to_toml, world_size, write_text)
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.toml"
 CHECKPOINT_KEYS = {"step", "electra", "optimizer", "scaler", "means", "data", "vocabulary", "precision"}
@@ -145,6 +146,7 @@ class Run(NamedTuple):
     parallel: nn.Module  # electra, or what sums its gradients over processes
     optimizer: Adam
     scaler: torch.amp.GradScaler
+    kept_prob: float  # share of the chosen tokens that stay visible
 
 
 @reports_input_errors
@@ -167,17 +169,16 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
     initial = {}
     if settings.init_from:
         from convert.initial import read_initial  # imported where it is used: other runs don't need it
-        kinds = OBJECTIVES[settings.objective].networks
-        essential = kinds[0] if settings.objective == "two-stage" else kinds[-1]
-        initial = read_initial(settings.init_from, kinds, essential, settings.model.generator_size, "--init-from")
-        settings = dataclasses.replace(settings, model=initial[essential].config)
+        initial = read_initial(settings.init_from, settings.objective, settings.model.generator_size, "--init-from")
+        settings = dataclasses.replace(settings, model=next(iter(initial.values())).config)
     check(settings)
     output = Path(settings.output)
     deadline = started + 60 * settings.max_minutes if settings.max_minutes else math.inf
     with contextlib.nullcontext() if rank() else locked(output / ".lock", wait=False):
         checkpoint = find_checkpoint(settings, output)
         vocabulary, data = load_data(settings, checkpoint, initial)
-        model = dataclasses.replace(settings.model, vocab_size=vocabulary.size)
+        # Weights from elsewhere may have rows of embeddings that no piece uses.
+        model = settings.model if initial else dataclasses.replace(settings.model, vocab_size=vocabulary.size)
         if settings.flops:
             settings = dataclasses.replace(settings, steps=round(settings.flops / step_flops(settings, model)))
             require(settings.steps > 0, f"flops = {settings.flops:.2e} is less than one step: expected at least "
@@ -191,8 +192,8 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
             return 0
         run = start(settings, model, vocabulary, data, output, device, checkpoint, initial)
         means = RunningMeans(device, checkpoint["means"] if checkpoint else {})
-        with stop_signals() as received:
-            done = train(run, first_step, means, received, deadline)
+        with stop_signals() as received, iterating(training_loader(run, first_step)) as batches:
+            done = train(run, batches, first_step, means, received, deadline)
     if done < settings.steps:
         reason = received[0].name if received else "time is over"
         print(f"{reason}: saved after step {done:,} in {output}; run the same command again to resume")
@@ -272,15 +273,16 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
         for kind in electra.networks:
             if kind in initial:
                 getattr(electra, kind).load_state_dict(initial[kind].network.state_dict())
-    if precision.dtype == torch.bfloat16 and device.type == "cpu":
+    if precision.dtype == torch.bfloat16 and device.type == "cpu" and not settings.compile:
         from benchmarks.bf16_cpu_kernels import use_bf16_cpu_kernels  # nowhere else are they faster
         use_bf16_cpu_kernels(electra)
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate, settings.beta2)
     parallel = electra
     if world_size() > 1:
         parallel = DistributedDataParallel(electra, find_unused_parameters=electra.stages > 1)
+    kept_prob = electra.kept_prob if settings.kept_prob is None else settings.kept_prob
     run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer,
-              precision.scaler())
+              precision.scaler(), kept_prob)
     if checkpoint:
         restore(run, checkpoint)
     if settings.compile:
@@ -301,12 +303,13 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
     if settings.vocab:
         from convert.vocabulary import load_vocabulary  # imported where it is used, for --vocab NAME takes the hub along
         vocabulary = load_vocabulary(settings.vocab, settings.case)
-        require(vocabulary.size == settings.model.vocab_size,
+        require(bool(initial) or vocabulary.size == settings.model.vocab_size,
                 f"the vocabulary {settings.vocab} has {vocabulary.size:,} pieces, the model "
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
-        initial_pieces = [Vocabulary.of_network(saved, "").pieces() for saved in initial.values()]
-        require(all(pieces == vocabulary.pieces() for pieces in initial_pieces),
-                f"--vocab {settings.vocab} has other pieces than --init-from {settings.init_from}: leave --vocab out")
+        vocabularies = [vocabulary, *(Vocabulary.of_network(saved, "") for saved in initial.values())]
+        require(len({(tuple(one.pieces()), one.case_note) for one in vocabularies}) == 1,
+                f"--vocab {settings.vocab} has other pieces, or another treatment of case, than --init-from "
+                f"{settings.init_from}: leave --vocab out")
     elif checkpoint:
         vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
     elif initial:
@@ -319,8 +322,7 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
         paths = (documentation_corpus(cache, Path(__file__).with_name("requirements.txt")),)
     if vocabulary is None:
         from corpus.vocabulary import learned_vocabulary
-        case = "uncased" if settings.case == "auto" else settings.case
-        vocabulary = learned_vocabulary(paths, settings.model.vocab_size, case, cache)
+        vocabulary = learned_vocabulary(paths, settings.model.vocab_size, settings.case, cache)
     data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
     if rank() == 0:
         barrier()
@@ -345,21 +347,13 @@ def restore(run: Run, checkpoint: dict[str, Any]) -> None:
 
 
 def describe(run: Run) -> None:
-    """Prints settings, data, model size and cost."""
-    settings, counts = run.settings, run.data.counts
+    """Prints settings, text, model size and cost."""
+    settings = run.settings
     print(to_toml(settings), end="")
-    if counts["invalid"]:
-        print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
-    print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
-          f"and {counts['unknown']:,} unknown; an epoch has {len(run.data.train):,} training examples with "
-          f"{int(run.data.train.ends[-1]):,} pieces in all; {len(run.data.heldout):,} examples are held out")
-    entropy, share = unigram_baseline(run.data.heldout.ids)
-    print(f"held-out text: unigram entropy {entropy:.3f} nats; the most frequent piece has a share of {share:.3f}")
-    sizes = {kind: sum(parameter.numel() for parameter in getattr(run.electra, kind).parameters())
-             for kind in run.electra.networks}
-    total_size = sum(parameter.numel() for parameter in run.electra.parameters())
-    print(f"model: {', '.join(f'{kind} {size / 1e6:.2f} M' for kind, size in sizes.items())} parameters, "
-          f"{total_size / 1e6:.2f} M in all (what they share counted once); "
+    describe_text(run.data, run.vocabulary, run.kept_prob)
+    networks = [run.electra, getattr(run.electra, run.electra.networks[-1])]
+    total_size, size = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    print(f"model: {size / 1e6:.2f} M parameters in the {run.electra.networks[-1]}, {total_size / 1e6:.2f} M in all; "
           f"{settings.steps * step_flops(settings, run.model):.2e} FLOPs in {settings.steps:,} steps of "
           f"{settings.batch_size} x {settings.max_length} tokens")
     print(f"device: {run.device}, {run.precision.name}" + (f", one of {world_size()} processes" if world_size() > 1 else ""))
@@ -388,20 +382,26 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
 
 # Training
 
-def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.Signals], deadline: float) -> int:
-    """The steps from `first_step` on, with metrics, evaluations and checkpoints at their intervals.
-
-    Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
-    slowest step so far (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
-    """
+def training_loader(run: Run, first_step: int) -> torch.utils.data.DataLoader:
+    """The batches of all steps from `first_step` on."""
     settings = run.settings
     by_length = settings.examples == "line"
     # Compiled code and CUDA's memory are used again from step to step where the shapes stay the same.
     full_width = not by_length and (settings.compile or run.device.type == "cuda")
     batches = TrainingBatches(run.data.train, run.vocabulary, settings.max_length, settings.batch_size, by_length,
                               settings.seed, full_width)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
-                                         num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
+                                       num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+
+
+def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMeans, received: list[signal.Signals],
+          deadline: float) -> int:
+    """The steps from `first_step` on, one for each batch, with metrics, evaluations and checkpoints at their intervals.
+
+    Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
+    slowest step so far (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
+    """
+    settings = run.settings
     rng = torch.Generator(run.device)
     log = MetricsLog(run.output, first_step)
     log.write_markdown(first_step, "settings", f"```toml\n{to_toml(settings)}```")
@@ -410,7 +410,7 @@ def train(run: Run, first_step: int, means: RunningMeans, received: list[signal.
             evaluate_and_report(run, log, 0)
     run.electra.train()
     slowest, before = 0.0, time.monotonic()
-    bar = tqdm(loader, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
+    bar = tqdm(batches, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
         means.add(*training_step(run, batch, step, rng))
         done = step + 1
@@ -480,8 +480,7 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
 
 def mask_and_draw(run: Run, batch: Batch, rng: torch.Generator) -> tuple[Masked, Tensor]:
     """The masked batch and the random numbers with which the objective samples."""
-    kept_prob = run.electra.kept_prob if run.settings.kept_prob is None else run.settings.kept_prob
-    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, kept_prob,
+    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, run.kept_prob,
                          run.electra.random_prob)
     return masked, run.electra.draws(masked, rng)
 
@@ -533,8 +532,8 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     log.write(step, True, metrics)
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    for warning in learning_warnings([record for record in log.records if record["heldout"]],
-                                     unigram_baseline(run.data.heldout.ids)[0]):
+    frequency_loss = (1 - run.kept_prob) * unigram_baseline(run.data.heldout.ids)[0]
+    for warning in learning_warnings([record for record in log.records if record["heldout"]], frequency_loss):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
         draw_curves(run.output, has_papers_settings(run.settings, run.model))

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import InputError, locked, require, shuffled, write_text
+from utils import InputError, locked, require, write_text
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
@@ -39,11 +39,10 @@ HELDOUT_DIVISOR = 100  # one document in 100 is held out
 FEWEST_HELDOUT = 4  # documents; a corpus with less than ten times as many holds out lines instead
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# The arguments of BERT's normalizer for each --case: lower case or not, without accents or not (None: as lower case)
-CASES = {"cased": (False, None), "uncased": (True, None), "uncased-accents": (True, False)}
 # What a normalizer leaves of "É" tells what it does to case and accents.
-CASE_NOTES = {"e": "uncased: the networks see lower case without accents", "E": "cased: the networks see no accents",
-              "é": "uncased: the networks see lower case with accents"}
+CASE_NOTES = {"e": "uncased: the networks see lower case without accents or vowel signs (of Hindi or Thai, for instance)",
+              "é": "uncased: the networks see lower case with accents", "É": "cased: the networks see case and accents",
+              "E": "cased: the networks see no accents"}
 LARGEST_VOCABULARY = 2**16  # ids are stored as uint16
 STORE_VERSION = 3  # part of the cache key: raise it when the examples or their layout change
 STORE_DTYPES = {"ids": np.uint16, "ends": np.int64, "first": np.uint16}
@@ -95,7 +94,7 @@ def read_lines(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         last_line_blank, last_line_ended = True, True
         try:
-            with OPENERS.get(path.suffix, open)(0 if path == STDIN else path, "rt", encoding="utf-8-sig",
+            with OPENERS.get(path.suffix.lower(), open)(0 if path == STDIN else path, "rt", encoding="utf-8-sig",
                                                 errors="replace") as file:
                 for line in iter(partial(file.readline, LONGEST_LINE), ""):
                     text = line.strip()
@@ -149,7 +148,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.pad, self.unk, self.cls, self.sep, self.mask = ids
         letter = tokenizer.normalizer.normalize_str("É") if tokenizer.normalizer else "É"
-        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), "")  # empty if case and accents are kept
+        self.case_note = CASE_NOTES.get(unicodedata.normalize("NFC", letter), f"the networks see {letter} for É")
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """Ids of each line, without special tokens."""
@@ -173,19 +172,11 @@ class Vocabulary:
 
     @classmethod
     def of_network(cls, saved: Any, source: str) -> "Vocabulary":
-        """The vocabulary of a model.SavedNetwork; InputError if the network has another number of pieces."""
-        vocabulary, expected = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
-        require(vocabulary.size == expected, f"{source} has {vocabulary.size:,} pieces and weights for {expected:,}: "
-                                             "they belong to different models")
+        """The vocabulary of a model.SavedNetwork; InputError if it has more pieces than the network has rows for."""
+        vocabulary, rows = cls.from_json(saved.tokenizer, source), saved.config.vocab_size
+        require(vocabulary.size <= rows, f"{source} has {vocabulary.size:,} pieces and weights for {rows:,}: they belong "
+                                         "to different models")
         return vocabulary
-
-
-def wordpiece(pieces: dict[str, int], lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
-    """BERT's tokenizer over these pieces. By default lower case also strips accents, as in the original."""
-    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
 
 
 # Examples: one or two segments of word pieces
@@ -409,7 +400,7 @@ def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.n
     first, lengths = first[:, None], lengths[:, None]
     # A token's place among the pieces: [CLS] comes before them, and the first [SEP] between the segments.
     place = starts[:, None] + column - 1 - (column > first)
-    rows = ids[np.clip(place, 0, len(ids) - 1)].astype(np.int64)  # (B, L)
+    rows = np.asarray(ids).take(place, mode="clip").astype(np.int64)  # (B, L); padding takes whatever follows
     rows[:, 0] = vocabulary.cls
     rows[(column == first + 1) | (column == lengths - 1)] = vocabulary.sep
     attention_mask = column < lengths
@@ -419,10 +410,10 @@ def lay_out(ids: np.ndarray, starts: np.ndarray, first: np.ndarray, pieces: np.n
 
 
 class TrainingBatches(torch.utils.data.Dataset):
-    """Batch of any training step, by the step's number: every epoch in a new order, all in constant memory.
+    """Batch of any training step, by the step's number: every epoch in a new random order, in 4 bytes of memory an example.
 
-    With `by_length`, the examples of POOL_BATCHES batches are sorted by length, cut into batches and these shuffled.
-    With `full_width`, every batch has the same shape.
+    With `by_length`, the examples of POOL_BATCHES batches are sorted by length, cut into batches and these shuffled. With
+    `full_width`, every batch has the same shape.
     """
 
     def __init__(self, store: Store, vocabulary: Vocabulary, max_length: int, batch_size: int, by_length: bool, seed: int,
@@ -432,31 +423,26 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.batches = len(store) // batch_size  # of an epoch; the rest is left to other epochs
         require(self.batches > 0, f"the corpus makes {len(store)} training examples, too little text for one batch of "
                                   f"{batch_size}: add text or lower --batch-size")
-        self.pool_key, self.pool = None, None  # the batches sorted by length that were used last
+        self.epoch, self.order = None, None  # of the batch that was asked for last
 
     def __getitem__(self, step: int) -> Batch:
         epoch, batch = divmod(step, self.batches)
-        if not self.by_length:
-            numbers = self.shuffled_examples(epoch, batch, batch + 1)
-        else:
-            if self.pool_key != (epoch, batch // POOL_BATCHES):
-                self.pool_key = epoch, batch // POOL_BATCHES
-                self.pool = self.sort_pool(*self.pool_key)
-            numbers = self.pool[batch % POOL_BATCHES]
-        return stored_batch(self.store, numbers, self.vocabulary, self.max_length, self.full_width)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.epoch_order(epoch)
+        return stored_batch(self.store, self.order[batch], self.vocabulary, self.max_length, self.full_width)
 
-    def shuffled_examples(self, epoch: int, begin: int, end: int) -> np.ndarray:
-        """Numbers of the examples in batches begin..end - 1 of an epoch."""
-        positions = np.arange(begin * self.batch_size, end * self.batch_size)
-        return shuffled(positions, len(self.store), (self.seed, epoch))
-
-    def sort_pool(self, epoch: int, pool: int) -> np.ndarray:
-        """Numbers of the examples (batches, batch size) of a pool."""
-        begin, end = pool * POOL_BATCHES, min((pool + 1) * POOL_BATCHES, self.batches)
-        numbers = self.shuffled_examples(epoch, begin, end)
-        lengths = self.store.ends[numbers + 1] - self.store.ends[numbers]  # without special tokens
-        batches = numbers[np.stack(batches_by_length(lengths, self.batch_size))]
-        return np.random.default_rng((self.seed, epoch, pool)).permutation(batches)
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Numbers of the examples in every batch of an epoch (batches, batch size)."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(np.arange(len(self.store), dtype=np.uint32))
+        order = order[:self.batches * self.batch_size].reshape(self.batches, self.batch_size)
+        if self.by_length:
+            for begin in range(0, self.batches, POOL_BATCHES):
+                pool = order[begin:begin + POOL_BATCHES].ravel()
+                lengths = self.store.ends[pool + 1] - self.store.ends[pool]  # without special tokens
+                batches = pool[np.stack(batches_by_length(lengths, self.batch_size))]
+                order[begin:begin + POOL_BATCHES] = rng.permutation(batches)
+        return order
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 NETWORK_FILES = {"generator": "gen.pt", "discriminator": "disc.pt", "mlm": "mlm.pt"}  # in a run's folder, by kind
+CLASSIFIERS = ("classifier", "token classifier")  # kinds of fine-tuned networks
 GENERATOR_HEAD_SIZE = 64  # width of the generator's attention heads (G, run_pretraining.py, get_generator_config)
 
 
@@ -92,10 +93,7 @@ class ElectraOutput(NamedTuple):
 # Layers
 
 class Embeddings(nn.Module):
-    """Token, position and segment embeddings, summed and normalized: (B, L) ids to (B, L, E).
-
-    In place of ids it takes the tokens' vectors (B, L, E) too, through which a gradient can pass.
-    """
+    """Token, position and segment embeddings, summed and normalized: ids (B, L), or their vectors, to (B, L, E)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -211,11 +209,13 @@ class Discriminator(nn.Module):
 class Classifier(nn.Module):
     """The discriminator's encoder with the original's head for fine-tuning (G, finetune/classification).
 
-    The head is the [CLS] vector, dropout and one linear layer of `outputs`: class logits, or one real number.
+    The head is the [CLS] vector, dropout and one linear layer of `outputs`: class logits, or one real number. With
+    `every_token` it is applied to the vector of each token (G, finetune/tagging).
     """
 
-    def __init__(self, config: ModelConfig, outputs: int):
+    def __init__(self, config: ModelConfig, outputs: int, every_token: bool = False):
         super().__init__()
+        self.every_token = every_token
         size = config.discriminator()
         self.encoder = Encoder(config, size, Embeddings(config))
         self.dropout = nn.Dropout(config.dropout)
@@ -224,9 +224,9 @@ class Classifier(nn.Module):
         glorot(self.prediction)
 
     def forward(self, ids: Tensor, segments: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) ids to (B, outputs)."""
-        cls_vectors = self.encoder(ids, segments, attention_mask)[:, 0]
-        return self.prediction(self.dropout(cls_vectors))
+        """(B, L) ids to (B, outputs), or to (B, L, outputs)."""
+        x = self.encoder(ids, segments, attention_mask)
+        return self.prediction(self.dropout(x if self.every_token else x[:, 0]))
 
     def parameters_by_depth(self) -> list[list[nn.Parameter]]:
         """Parameters of the embeddings with their projection, of each layer from the lowest up, and of the head."""
@@ -384,7 +384,7 @@ def gumbel_noise(draws: Tensor) -> Tensor:
 class SavedNetwork(NamedTuple):
     """One network with everything that using it needs: the content of a weights file."""
 
-    kind: str  # generator, discriminator, mlm or classifier
+    kind: str  # generator, discriminator, mlm, classifier or token classifier
     network: nn.Module
     config: ModelConfig
     tokenizer: str  # JSON of the tokenizers library
@@ -433,8 +433,8 @@ def network_of_weights(kind: str, config: ModelConfig, weights: dict[str, Tensor
     if config.layers > len(weights):  # a damaged number would build layers without end
         raise ValueError(f"{config.layers} layers from {len(weights)} weights")
     with torch.device("meta"):  # takes no memory, so sizes that don't match the weights can do no harm
-        if kind == "classifier":
-            network = Classifier(config, outputs=len(weights["prediction.bias"]))
+        if kind in CLASSIFIERS:
+            network = Classifier(config, len(weights["prediction.bias"]), every_token=kind == "token classifier")
         else:
             network = build_network(kind, config)
     for name, weight in weights.items():

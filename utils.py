@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import tomli_w
 import torch
 import tyro
@@ -41,7 +40,7 @@ FIXABLE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 BOUNDS = {"at_least": (operator.ge, "at least"), "above": (operator.gt, "above"),
           "at_most": (operator.le, "at most"), "below": (operator.lt, "below")}
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=6)  # the other processes wait while the first one tokenizes the corpus
-FEISTEL_ROUNDS = 4  # three give a pseudo-random permutation, four a strong one (Luby and Rackoff, 1988)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 # Errors and signals
@@ -90,20 +89,42 @@ def reports_input_errors(main: Callable[..., int]) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in a list instead of letting them end the process. A second signal ends it at once."""
+    """Collects SIGINT and SIGTERM in a list instead of letting them end the process. A second signal ends it at once.
+
+    Under torchrun it doesn't: torchrun passes on what a queue has sent to all processes, and ends those that stay itself.
+    """
     received = []
 
     def receive(number: int, _: Any) -> None:
-        if received:
+        if received and "WORLD_SIZE" not in os.environ:
             os._exit(128 + number)
         received.append(signal.Signals(number))
 
-    previous_handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator]:
+    """An iterator over `loader` whose worker processes never receive SIGINT or SIGTERM and end with the block.
+
+    A queue sends them to every process, but only the training process has to answer. The workers must be ended here,
+    because Python would send them SIGTERM at its exit and wait for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 # Settings: frozen dataclasses are the one source of names, types, defaults, help and bounds
@@ -324,27 +345,6 @@ def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:
     return base * (1 - step / total) * min(1.0, step / max(1, warmup))
 
 
-def shuffled(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-    """Images (N,) of int `positions` (N,) in the random permutation of range(size) that `key` picks, in constant memory.
-
-    A Feistel network permutes range(4^k), the smallest that holds `size`. An image of `size` or more is permuted again.
-    """
-    half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low_mask = np.uint64((1 << int(half_bits)) - 1)
-    round_keys = np.random.default_rng(key).integers(1 << 63, size=FEISTEL_ROUNDS, dtype=np.uint64)
-    images = positions.astype(np.uint64)
-    outside = np.ones(images.shape, dtype=bool)
-    while outside.any():
-        left, right = images[outside] >> half_bits, images[outside] & low_mask
-        for round_key in round_keys:
-            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)  # golden-ratio multiplicative hash
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & low_mask)
-        images[outside] = (left << half_bits) | right
-        outside = images >= size
-    return images.astype(np.int64)
-
-
 # Files
 
 @contextlib.contextmanager
@@ -405,11 +405,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.split("-")[1]))
 
 
-def newest_run_file(name: str) -> Path:
-    """The newest runs/*/NAME; InputError if there is none."""
-    paths = sorted(Path("runs").glob(f"*/{name}"), key=lambda path: path.stat().st_mtime)
-    require(bool(paths), f"no runs/*/{name} here: train a model with python Pretraining.py, or name one with --weights")
-    return paths[-1]
+def newest_run_file(*names: str) -> Path:
+    """The newest runs/*/NAME of these names; InputError if there is none."""
+    paths = [path for name in names for path in Path("runs").glob(f"*/{name}")]
+    require(bool(paths), f"no runs/*/{' or '.join(names)} here: train a model with python Pretraining.py, or name one with "
+                         "--weights")
+    return max(paths, key=lambda path: path.stat().st_mtime)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.pop(0)  # this folder: its names are those of other packages too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from convert.vocabulary import load_vocabulary
 from corpus.__main__ import main as convert_corpus
@@ -198,7 +199,7 @@ def measure_processes(args: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_loader(args: argparse.Namespace, folder: Path) -> None:
-    from pretraining_step import Workload, project_step  # imported where it is used, with all of Pretraining.py
+    from benchmarks.peers import Workload, project_step  # imported where it is used, with all of Pretraining.py
     vocabulary = load_vocabulary(str(args.vocab))
     text = text_file(args, folder)
     data = prepare((text,), vocabulary, 128, "packed", folder / "cache")

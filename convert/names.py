@@ -33,7 +33,7 @@ HEAD_NAMES = {
 TIED = "generator_lm_head.weight"  # the generator's output table, which is the table of token embeddings
 TOKEN_EMBEDDINGS = "electra.embeddings.word_embeddings.weight"
 POSITION_NUMBERS = "electra.embeddings.position_ids"  # 0, 1, 2, ...: among the weights in old files
-HEAD_WEIGHTS = ("discriminator_predictions.", "classifier.")
+HEAD_WEIGHTS = ("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier.")
 CONFIG_NAMES = {
     "vocab_size": "vocab_size", "embedding_size": "embedding_size", "hidden_size": "hidden_size",
     "layers": "num_hidden_layers", "heads": "num_attention_heads", "feed_forward_size": "intermediate_size",
@@ -70,8 +70,8 @@ def to_transformers(network: Generator | Discriminator | Encoder) -> dict[str, T
 
 
 @torch.no_grad()
-def classifier_to_transformers(classifier: Classifier, scale: float) -> dict[str, Tensor]:
-    """Weights of an ElectraForSequenceClassification whose logits are `scale` times the classifier's outputs.
+def classifier_to_transformers(classifier: Classifier, scale: float, offset: float = 0.0) -> dict[str, Tensor]:
+    """Weights of an ElectraForSequenceClassification whose logits are `scale` times the classifier's outputs + `offset`.
 
     The head here is one linear layer; transformers' is a dense layer, a GELU and an output layer. Its dense layer gives
     each output z twice, as z and as -z; the output layer subtracts the second: gelu(z) - gelu(-z) = z. All other units
@@ -84,14 +84,20 @@ def classifier_to_transformers(classifier: Classifier, scale: float) -> dict[str
     dense_bias[:2 * outputs] = scale * signs @ classifier.prediction.bias
     output_weight[:, :2 * outputs] = signs.T
     head = {"dense.weight": dense_weight, "dense.bias": dense_bias, "out_proj.weight": output_weight,
-            "out_proj.bias": torch.zeros(outputs)}
+            "out_proj.bias": torch.full((outputs,), offset)}
     return to_transformers(classifier.encoder) | {f"classifier.{name}": weight for name, weight in head.items()}
+
+
+def token_classifier_to_transformers(classifier: Classifier) -> dict[str, Tensor]:
+    """Weights of an ElectraForTokenClassification, whose head is the same linear layer."""
+    head = {f"classifier.{name}": weight for name, weight in classifier.prediction.state_dict().items()}
+    return to_transformers(classifier.encoder) | head
 
 
 def load_transformers(network: Generator | Discriminator | Encoder, weights: dict[str, Tensor]) -> None:
     """Fills a network with weights under transformers' names.
 
-    An encoder takes them from an ElectraModel or from a discriminator or classifier, whose head it leaves out. Raises
+    An encoder takes them from an ElectraModel or from one of its models with a head, which it leaves out. Raises
     KeyError for weights that are missing or left over and for an output table that is not tied to the token embeddings,
     RuntimeError for a wrong shape.
     """

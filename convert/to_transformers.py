@@ -1,4 +1,4 @@
-"""A pretraining run, gen.pt, disc.pt or a fine-tuned model.pt to model folders that transformers loads.
+"""A pretraining run, gen.pt, disc.pt, mlm.pt or a fine-tuned model.pt to model folders that transformers loads.
 
     python -m convert.to_transformers runs/quickstart exported  # exported/generator and exported/discriminator
     python -m convert.to_transformers runs/quickstart/glue/mrpc/seed-0/model.pt paraphrase
@@ -14,23 +14,28 @@ from typing import Annotated, Any, NamedTuple
 import safetensors.torch
 import torch
 import tyro
-from tokenizers import Tokenizer, decoders, normalizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 
-from convert.names import TIED, classifier_to_transformers, config_to_transformers, to_transformers
+from convert.names import (TIED, classifier_to_transformers, config_to_transformers, to_transformers,
+                           token_classifier_to_transformers)
 from convert.vocabulary import TOKENIZER_FILES
 from dataset import SPECIAL_TOKENS, Vocabulary
-from model import SavedNetwork, load_network
+from model import CLASSIFIERS, NETWORK_FILES, SavedNetwork, load_network
+from studies.objectives import OBJECTIVES
 from studies.tracking import read_metrics
-from tasks.glue import TASKS
+from tasks.glue import saved_task
+from tasks.task import Task
 from utils import InputError, replacing, reports_input_errors, require, write_text
 
 COMMAND = "convert.to_transformers"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
-CLASSES = {"generator": "ForMaskedLM", "discriminator": "ForPreTraining", "classifier": "ForSequenceClassification"}
-PIPELINES = {"generator": "fill-mask", "discriminator": "feature-extraction", "classifier": "text-classification"}
-REPORT_COLUMNS = ["mlm_loss", "mlm_accuracy", "sampled_accuracy", "disc_loss", "disc_precision", "disc_recall",
-                  "disc_auc"]
+CLASSES = {"generator": "ForMaskedLM", "mlm": "ForMaskedLM", "discriminator": "ForPreTraining",
+           "classifier": "ForSequenceClassification", "token classifier": "ForTokenClassification"}
+PIPELINES = {"generator": "fill-mask", "mlm": "fill-mask", "discriminator": "feature-extraction",
+             "classifier": "text-classification", "token classifier": "token-classification"}
+REPORT_COLUMNS = ["mlm_loss", "mlm_accuracy", "sampled_accuracy", "large_mlm_loss", "disc_loss", "disc_precision",
+                  "disc_recall", "disc_auc"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class ToTransformers:
     """Writes model folders that transformers loads."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|FILE.pt")]
-    """Run folder with gen.pt and disc.pt, or one of these files, or a fine-tuned model.pt."""
+    """Run folder, or one of its weights files (gen.pt, disc.pt, mlm.pt), or a fine-tuned model.pt."""
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """For a run: gets generator/ and discriminator/. For a file: becomes the model folder."""
+    """For a run: gets generator/, discriminator/ or mlm/. For a file: becomes the model folder."""
 
 
 class ExportedModel(NamedTuple):
@@ -74,68 +79,92 @@ def main(argv: list[str]) -> int:
 
 
 def read_run(run: Path) -> dict[str, SavedNetwork]:
-    """The networks of a run folder by kind; InputError unless they were saved together."""
-    generator = load_network(run / "gen.pt", ["generator"], COMMAND)
-    discriminator = load_network(run / "disc.pt", ["discriminator"], COMMAND)
-    own, shared = (saved.network.encoder.embeddings.state_dict() for saved in (generator, discriminator))
-    require(all(torch.equal(own[name], shared[name]) for name in own),
-            f"gen.pt and disc.pt in {run} were saved at different steps: let the run save both and repeat this command")
-    return {"generator": generator, "discriminator": discriminator}
+    """The networks of a run folder by kind; InputError if its objective has others or they were not saved together."""
+    kinds = [kind for kind, file in NETWORK_FILES.items() if (run / file).is_file()]
+    objective = run_settings(run).get("objective", "electra")
+    if (run / "config.toml").is_file():
+        require(objective in OBJECTIVES, f"{run / 'config.toml'} has the unknown objective {objective!r}: restore it")
+        kinds = OBJECTIVES[objective].networks
+    require(bool(kinds), f"{run} has none of {', '.join(NETWORK_FILES.values())}: {COMMAND} expects the folder of a run")
+    networks = {kind: load_network(run / NETWORK_FILES[kind], [kind], COMMAND) for kind in kinds}
+    require(len({saved.tokenizer for saved in networks.values()}) == 1,
+            f"the networks in {run} have different vocabularies: expected files of one run")
+    first, *others = (saved.network.encoder.embeddings.state_dict() for saved in networks.values())
+    same = all(torch.equal(first[name], other[name]) for other in others for name in first)
+    require(same or objective == "two-stage",  # where the embeddings are not shared
+            f"the networks in {run} were saved at different steps: let the run save all and repeat this command")
+    return networks
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """The content of a run's config.toml; empty if there is none."""
+    config = run / "config.toml"
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{config} is not as Pretraining.py writes it ({error}): restore it") from None
 
 
 def model_folder(saved: SavedNetwork, run: Path) -> ExportedModel:
     """A network as transformers saves it, and its model card; `run` is the folder of the weights file."""
     vocabulary = Vocabulary.of_network(saved, str(run))
-    if saved.kind == "classifier":
+    max_length = saved.config.max_positions
+    if saved.kind in CLASSIFIERS:
         size = saved.config.discriminator()
-        head_config, weights = classifier_head(saved)
+        task = saved_task(saved.task, str(run))
+        max_length = min(max_length, task.max_length)  # that of its training
+        head_config, weights = classifier_head(saved, task)
     else:
-        size = getattr(saved.config, saved.kind)()
+        size = saved.config.generator() if saved.kind == "generator" else saved.config.discriminator()
         head_config, weights = {}, to_transformers(saved.network)
     config = config_to_transformers(saved.config, size) | head_config
     config |= {"architectures": [f"Electra{CLASSES[saved.kind]}"], "pad_token_id": vocabulary.pad}
-    max_length = saved.config.max_positions
     card = MODEL_CARD.read_text(encoding="utf-8").format(
         kind=saved.kind, suffix=CLASSES[saved.kind], pipeline=PIPELINES[saved.kind], max_length=max_length,
         millions=sum(weight.numel() for weight in saved.network.parameters()) / 1e6, pieces=vocabulary.size,
-        case=vocabulary.case_note or "cased", report=saved.report or run_report(run))
+        case=vocabulary.case_note, report=saved.report or run_report(run))
     texts = tokenizer_files(vocabulary, max_length) | {"config.json": json.dumps(config, indent=2), "README.md": card}
     # safetensors takes no tensors that share memory. transformers ties the output table again when it loads.
     return ExportedModel(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
 
 
-def classifier_head(saved: SavedNetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def classifier_head(saved: SavedNetwork, task: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A classifier's additions to config.json and its weights; a real label is on the task's own scale."""
-    require(saved.task in TASKS, f"the classifier was fine-tuned on {saved.task!r}: expected {', '.join(TASKS)}")
-    task = TASKS[saved.task]
-    labels = dict(enumerate(task.labels or [task.label]))
+    labels = dict(enumerate(task.classes or [task.label]))
     outputs = len(saved.network.prediction.bias)
     require(len(labels) == outputs, f"the classifier has {outputs} outputs, expected the {len(labels)} of {task.name}")
-    config = {"id2label": labels, "label2id": {label: number for number, label in labels.items()},
-              "problem_type": "single_label_classification" if task.labels else "regression",
-              "classifier_dropout": 0.0}  # transformers would apply it to the outputs, which its dense layer holds
-    return config, classifier_to_transformers(saved.network, task.highest or 1.0)
+    config = {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+    if saved.kind == "token classifier":
+        return config, token_classifier_to_transformers(saved.network)
+    config |= {"problem_type": "single_label_classification" if task.classes else "regression",
+               "classifier_dropout": 0.0}  # transformers would apply it to the outputs, which its dense layer holds
+    return config, classifier_to_transformers(saved.network, *task.scale)
 
 
 def tokenizer_files(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
     """Files, by name, from which transformers' tokenizers give the vocabulary's ids.
 
     They put [CLS] and [SEP] around one or two texts and truncate to `max_length`. For them "[MASK]" in a text is the
-    mask, which for the vocabulary is text.
+    mask, which for the vocabulary is text. Only word pieces have a vocab.txt: it says all of such a vocabulary but its
+    treatment of case, and nothing of another's scores or merges.
     """
     tokenizer = Tokenizer.from_str(vocabulary.to_json())
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary.sep), ("[CLS]", vocabulary.cls))
-    tokenizer.decoder = decoders.WordPiece()
+    is_wordpiece = isinstance(tokenizer.model, models.WordPiece)
+    if is_wordpiece and tokenizer.decoder is None:
+        tokenizer.decoder = decoders.WordPiece()
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
                 "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     settings |= {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    normalizer = tokenizer.normalizer
-    if isinstance(normalizer, normalizers.BertNormalizer):  # ElectraTokenizer builds one like it from these settings
-        settings |= {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents,
-                     "tokenize_chinese_chars": normalizer.handle_chinese_chars}
+    steps = tokenizer.normalizer
+    for step in steps if isinstance(steps, normalizers.Sequence) else [steps]:
+        if isinstance(step, normalizers.BertNormalizer):  # ElectraTokenizer builds one like it from these settings
+            settings |= {"do_lower_case": step.lowercase, "strip_accents": step.strip_accents,
+                         "tokenize_chinese_chars": step.handle_chinese_chars}
     texts = (tokenizer.to_str(pretty=True), "\n".join(vocabulary.pieces()) + "\n", json.dumps(settings, indent=1))
-    return dict(zip(TOKENIZER_FILES, texts, strict=True))
+    files = dict(zip(TOKENIZER_FILES, texts, strict=True))
+    return files if is_wordpiece else {name: text for name, text in files.items() if name != "vocab.txt"}
 
 
 def run_report(run: Path) -> str:
@@ -143,19 +172,21 @@ def run_report(run: Path) -> str:
     config, metrics = run / "config.toml", run / "metrics.jsonl"
     if not (config.is_file() and metrics.is_file()):
         return ""
-    settings = config.read_text(encoding="utf-8")
-    table = [["step", *REPORT_COLUMNS], ["---"] * (1 + len(REPORT_COLUMNS))]
+    settings = run_settings(run)
     try:
-        corpus = ", ".join(Path(path).name for path in tomllib.loads(settings)["corpus"])
-        for record in read_metrics(metrics):
-            if record["heldout"]:
-                table.append([f"{record['step']:,}", *(f"{record[name]:.4f}" for name in REPORT_COLUMNS)])
+        corpus = ", ".join(Path(path).name for path in settings["corpus"])
+        records = [record for record in read_metrics(metrics) if record["heldout"]]
+        columns = [name for name in REPORT_COLUMNS if any(name in record for record in records)]
+        table = [["step", *columns], ["---"] * (1 + len(columns))]
+        for record in records:
+            values = [f"{record[name]:.4f}" if name in record else "" for name in columns]
+            table.append([f"{record['step']:,}", *values])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config} or {metrics} is not as Pretraining.py writes it ({error!r}): restore it") from None
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    return ("Pretrained by replaced-token detection (Clark et al., ICLR 2020) on "
+    return (f"Pretrained with the objective `{settings.get('objective', 'electra')}` (Clark et al., ICLR 2020) on "
             f"{corpus or 'docstrings of Python packages, in English'}.\n\n## On held-out text\n\n{rows}\n\n"
-            f"## Settings\n\n```toml\n{settings}```")
+            f"## Settings\n\n```toml\n{config.read_text(encoding='utf-8')}```")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
 """Vocabularies of other projects in: a vocab.txt, a tokenizer.json, a folder with either, or a name on the hub."""
 
 import json
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers
 
 from convert.hub import hub_folder
-from dataset import CASES, SPECIAL_TOKENS, Vocabulary, wordpiece
+from corpus.vocabulary import CASES, wordpiece
+from dataset import Vocabulary
 from utils import InputError, require
 
 TOKENIZER_FILES = ["tokenizer.json", "vocab.txt", "tokenizer_config.json"]  # of a tokenizer folder
+# A vocabulary is taken as cased, or as one with accents, if more than this share of its words has capitals or accents.
+# Those of BERT's cased vocabularies are a third; users add a few, such as "COVID", to vocabularies without any.
+CAPITALS_SHARE = 0.02
+ACCENTS_SHARE = 0.005  # smaller, because a Japanese vocabulary has thousands of characters and 50 with voicing marks
 
 
 def load_vocabulary(source: str, case: str = "auto") -> Vocabulary:
@@ -30,7 +36,7 @@ def load_vocabulary(source: str, case: str = "auto") -> Vocabulary:
             f"--case {case} is for vocab.txt and learned vocabularies, but {path} says itself what it does: leave --case "
             "out or name a vocab.txt with --vocab")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # without the byte order mark that Windows editors write
         if is_json:
             return Vocabulary(Tokenizer.from_str(text), source)
         return Vocabulary(read_vocab_txt(text, source, case, path.with_name("tokenizer_config.json")), source)
@@ -52,13 +58,17 @@ def read_vocab_txt(text: str, source: str, case: str, settings_file: Path) -> To
 def detect_case(pieces: list[str], settings_file: Path) -> tuple[bool, bool | None]:
     """Whether to lowercase and to strip accents: as tokenizer_config.json beside a vocab.txt says, if it is there.
 
-    Otherwise cased if any piece has a capital letter, and with accents if stripping them would change any piece.
+    Otherwise by the pieces that are words, made of nothing but letters, which leaves out markers such as [URL] and <S>:
+    cased if more than a few of them have a capital, and with accents if stripping accents would change more than a few.
     """
-    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
-    if "do_lower_case" in settings:
+    settings = json.loads(settings_file.read_text(encoding="utf-8-sig")) if settings_file.is_file() else {}
+    if settings.get("do_lower_case") is not None:
         return settings["do_lower_case"], settings.get("strip_accents")
-    text = "\n".join(set(pieces) - set(SPECIAL_TOKENS))
-    if text != text.lower():
+    words = [piece for piece in pieces if all(unicodedata.category(sign)[0] in "LM" for sign in piece)]
+    with_case = [word for word in words if word.lower() != word.upper()]
+    capitalized = [word for word in with_case if word != word.lower()]
+    if len(capitalized) > CAPITALS_SHARE * len(with_case):
         return CASES["cased"]
     stripper = normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False)
-    return CASES["uncased" if stripper.normalize_str(text) == text else "uncased-accents"]
+    accented = [word for word in words if stripper.normalize_str(word) != word]
+    return CASES["uncased-accents" if len(accented) > ACCENTS_SHARE * len(words) else "uncased"]

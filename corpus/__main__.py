@@ -21,7 +21,7 @@ from corpus.conversion import FAULTS, Document, convert_units, work_units
 from corpus.sources import Source, find_sources
 from utils import InputError, bounded, read_settings, replacing, reports_input_errors, require
 
-NAMED_FAULTS = 10  # faults that are reported one by one; the summary counts all
+NAMED_FAULTS = 10  # faults of each sort that are reported one by one; the summary counts all
 HASH_SLOTS = 1 << 24  # in 128 MiB; of 14 million documents all but one in some thousands keep their slots
 HASH_PROBES = 256  # slots in which a hash may lie
 
@@ -38,9 +38,12 @@ class CorpusSettings:
     configuration: wikimedia/wikipedia:20231101.en."""
     books: tuple[str, ...] = ()
     """Books as plain text or Markdown, text with a sentence a line, data sets as above, folders of them (there: .txt,
-    .md, .parquet, .arrow, .jsonl), or the name of a data set on the hub."""
+    .text, .md, .markdown, .parquet, .arrow, .jsonl), or the name of a data set on the hub."""
     language: str = "en"
     """Code of the language by whose rules sentences are split."""
+    encoding: str = ""
+    """Encoding of the books that are not UTF-8 and have no byte order mark; detected for each file where it isn't
+    given."""
     processes: int = bounded(0, at_least=0)
     """Processes that parse and split; 0: one for each core. The output is the same for any number."""
 
@@ -52,11 +55,13 @@ def main(argv: list[str]) -> int:
     names = settings.wiki + settings.books
     require(len(names) > 0, "nothing to convert: name Wikipedia with --wiki, books with --books")
     require(not output.exists(), f"--output {output} already exists: delete it or choose another")
+    require(not settings.encoding or is_encoding(settings.encoding),
+            f"--encoding {settings.encoding} is not known: expected a name such as windows-1251, shift_jis or gb18030")
     sources: list[Source] = []
     for name in settings.wiki:
         sources += find_sources(name, is_wiki=True)
     for name in settings.books:
-        sources += find_sources(name, is_wiki=False)
+        sources += find_sources(name, is_wiki=False, encoding=settings.encoding)
     # SIGTERM, like Ctrl-C, ends in an exception, so that the temporary file is deleted.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,19 +84,27 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def is_encoding(name: str) -> bool:
+    """Whether Python knows a text encoding of this name."""
+    try:
+        b"".decode(name)
+    except LookupError:
+        return False
+    return True
+
+
 def cpu_count() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def write_documents(file: TextIO, documents: Iterable[Document]) -> tuple[Counter[str], Counter[str]]:
-    """Writes the documents that hold text and aren't duplicates; reports the first NAMED_FAULTS faults on stderr.
+    """Writes the documents that hold text and aren't duplicates; reports the first faults of each sort on stderr.
 
     Returns how many documents, sentences and words were written, and how much was left out by its reason.
     """
     written: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    faults = 0
     duplicates = DuplicateFilter()
     for document in documents:
         left_out.update(document.left_out)
@@ -104,10 +117,8 @@ def write_documents(file: TextIO, documents: Iterable[Document]) -> tuple[Counte
             written.update(documents=1, sentences=document.text.count("\n"), words=words)
             continue
         left_out[reason] += 1
-        if reason in FAULTS:
-            faults += 1
-            if faults <= NAMED_FAULTS:
-                tqdm.write(f"warning: {document.title} is left out: {reason}", file=sys.stderr)
+        if reason in FAULTS and left_out[reason] <= NAMED_FAULTS:
+            tqdm.write(f"warning: {document.title} is left out: {reason}", file=sys.stderr)
     return written, +left_out
 
 

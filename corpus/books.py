@@ -5,28 +5,34 @@ Headings, page numbers, notes and what Project Gutenberg adds to a book are left
 
 import re
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from corpus.sentences import BEFORE_NAME, LONGEST_HEADING, clean_paragraph, normalize, split_sentences
-from corpus.sources import UTF16_MARKS, RawDocument, Source
+from corpus.sentences import (BEFORE_NAME, CJK_LETTERS, LONGEST_HEADING, WIDEST_WRAPPED, clean_paragraph, ends_sentence,
+                              ends_with_hyphen, is_verse, join_paragraph, normalize, split_sentences)
+from corpus.sources import RawDocument, Source
 
-WIDEST_WRAPPED = 100  # characters; a text whose long lines are longer isn't hard-wrapped as a whole
+WIDEST_VERSE = 60  # characters; prose is wrapped at 65 and more
 SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it has a sentence a line
 
 # What Project Gutenberg puts before, between and after the books of a file: from the beginning to the line that says
 # START (in old files the end of the "small print"), and from the line that says END to the next START or to the end.
 GUTENBERG = re.compile(
     r"\A.*?^(?:\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG.{0,300}?\*{3}|\*END[* ]+THE SMALL PRINT[^\n]*)\s*$|"
-    r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:th(?:e|is) )?Project Gutenberg).*?"
+    r"^(?:\*{3} ?END OF TH[EI]S? PROJECT GUTENBERG|End of (?:th(?:e|is) )?Project Gutenberg|"
+    r"Ende (?:dieses|von|des) Proje[ck]t Gutenberg).*?"
     r"(?:^\*{3} ?START OF TH[EI]S? PROJECT GUTENBERG[^*]*\*{3}\s*$|\Z)",
     re.DOTALL | re.MULTILINE | re.IGNORECASE)
-# The beginning of a paragraph that names who made the electronic text.
+# The beginning of a paragraph that names who made the electronic text, or says what they changed.
 CREDITS = re.compile(
-    r"(?:(?:this )?e-?(?:text|book) (?:was )?(?:produced|prepared|transcribed|scanned) by|produced by|"
-    r"transcribed (?:from|by)|transcriber.s note)\b", re.IGNORECASE)
+    r"[\[(*_]*(?:(?:this )?e-?(?:text|book) (?:was )?(?:produced|prepared|transcribed|scanned) by|produced by|"
+    r"transcribed (?:from|by)|transcriber.?s?.? notes?|this (?:file|book) was produced from|distributed proofreader|"
+    r"proofread by|(?:html|ebook) version by|"
+    r"anmerkungen? (?:zur|der) transkription|hinweise? zur transkription|dieses (?:buch|e-?book) wurde|"
+    r"notes? (?:du|de|sur la) transcri|nota d[ei]l? trascrittor|notas? del? transcriptor|opmerkingen? van de bewerker)\b",
+    re.IGNORECASE)
 # A line that holds the number of a page, perhaps with decoration: "12", "- xii -", "[Pg 12]".
 PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W*", re.IGNORECASE)
 # Numbers of notes ("[1]"), marks of pages ("{p. 12}"), pictures and notes in brackets, wherever they stand in the text.
@@ -34,30 +40,32 @@ PAGE_NUMBER = re.compile(r"\W*(?:(?:pg|page|p)\.?\s*)?(?:\d{1,4}|[ivxlc]{1,7})\W
 PAGE_MARK = re.compile(
     r"(^[ \t]*)?"
     r"(?:[\[{](?:\d{1,3}|p(?:g|age)\.?\s*[\divxlc]{1,7})[\]}]|"
-    r"\[(?:illustration|footnote|sidenote)(?:[^\[\]]|\[[^\[\]]{0,99}\]){0,999}\])"
+    r"\[(?:illustration|illustrazione|illustratie|ilustraci[oó]n|ilustração|ilustracja|abbildung|figur[ae]?|footnote|"
+    r"fußnote|note de bas de page|voetnoot|sidenote|transcriber.?s.? note|anmerkung)(?:[^\[\]]|\[[^\[\]]{0,99}\]){0,999}\])"
     r"(?(1)[ \t]*\n|)", re.IGNORECASE | re.MULTILINE)
-EMPHASIS = re.compile(r"(?<!\w)_(?=\S)(.{1,999}?)(?<=\S)_(?!\w)", re.DOTALL)  # _as here_
+EMPHASIS = re.compile(r"(?<!\w)_(?=[^\s_])(.{1,999}?)(?<=[^\s_])_(?!\w)", re.DOTALL)  # _as here_, not __this__
 # Headings in capitals or not: "CHAPTER I. The Beginning", "Part the Second". A word in small letters after the number
 # shows a sentence: "Part two of the letter came on Monday."
 CHAPTER = re.compile(
     r"(?i:(?:chapter|book|part|volume|vol\.|canto|act|scene|section|stave|letter|appendix)\s+(?:the\s+)?"
     r"(?:[\divxlc]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
     r"first|second|third|fourth|fifth|last))\b(?![ ,;]+[a-z]).*")
+FIRST_WORD = re.compile(rf"(?:[{CJK_LETTERS}]|\S[^\s{CJK_LETTERS}]*)")  # in Chinese and Japanese a character
 PART_OF_BOOK = re.compile(
     r"(?:(?:table of )?contents|preface|prologue|epilogue|introduction|the end|finis|dedication|"
     r"(?:list of )?illustrations|footnotes?|notes|index|errata)\W*", re.IGNORECASE)
 
 
-def parse_book(source: Source, record: bytes | str) -> Iterator[RawDocument]:
+def parse_book(source: Source, text: str, language: str) -> Iterator[RawDocument]:
     """A book as one document, or the documents of a text that has a sentence a line and blank lines between."""
-    text = record if isinstance(record, str) else decode(record)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = GUTENBERG.sub("", text)
     if source.format == "markdown":
         paragraphs = [paragraph for paragraph in markdown_paragraphs(text) if not is_heading(paragraph)]
         yield RawDocument(source.name, [clean_paragraph(paragraph) for paragraph in paragraphs])
         return
     lines = text.split("\n")
-    if has_sentence_lines(lines):
+    if has_sentence_lines(lines, language):
         for block in blocks(lines):
             yield RawDocument(source.name, [normalize(line) for line in block], is_split=True)
         return
@@ -66,25 +74,6 @@ def parse_book(source: Source, record: bytes | str) -> Iterator[RawDocument]:
         if not is_heading(paragraph) and not CREDITS.match(paragraph):
             paragraphs.append(clean_paragraph(paragraph))
     yield RawDocument(source.name, paragraphs)
-
-
-def decode(record: bytes) -> str:
-    """A text in UTF-16 (with its mark) or UTF-8; lines that are neither are read as Windows-1252, as in old books."""
-    if record.startswith(UTF16_MARKS):
-        text = record.decode("utf-16", "replace")
-    else:
-        try:
-            text = record.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = "\n".join(map(decode_line, record.split(b"\n")))
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def decode_line(line: bytes) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return line.decode("cp1252", "replace")
 
 
 def is_heading(paragraph: str) -> bool:
@@ -124,38 +113,53 @@ def markdown_text(token: Token) -> str:
 # Text with a sentence a line
 
 
-def has_sentence_lines(lines: list[str]) -> bool:
+def has_sentence_lines(lines: list[str], language: str = "en") -> bool:
     """Whether most lines are single sentences, as in BookCorpus, rather than paragraphs or parts of one."""
-    sample = lines[:SAMPLE_LINES]
-    texts = [line.strip() for line in sample if line.strip()]
-    if len(texts) <= 0.8 * len(sample):
-        return False  # with so many blank lines they are paragraphs
-    ended = sum(not text[-1].isalnum() and text[-1] not in ",;" for text in texts)
+    sample = list(blocks(lines[:SAMPLE_LINES]))
+    texts = [line.strip() for block in sample for line in block]
+    if len(texts) < 2 * len(sample):
+        return False  # with a blank line after almost every line they are paragraphs
+    ended = sum(not text[-1].isalnum() and text[-1] not in ",;，、；" for text in texts)
     if ended <= 0.8 * len(texts):
         return False  # with so many lines that break off they are hard-wrapped
-    return sum(len(split_sentences(text)) for text in texts) < 1.1 * len(texts)
+    return sum(len(split_sentences(text, language)) for text in texts) < 1.1 * len(texts)
 
 
 # Text whose lines may be hard-wrapped
 
 
 def join_wrapped_lines(lines: list[str]) -> list[str]:
-    """The paragraphs of a text whose lines may be hard-wrapped and whose pages may end inside a paragraph."""
+    """The paragraphs of a text whose lines may be hard-wrapped or verse, and whose pages may end inside a paragraph."""
     lines = drop_page_numbers(lines)
     lengths = sorted(len(line) for line in lines if line)
     usual_width = lengths[len(lengths) * 9 // 10] if lengths else 0  # nine lines in ten are no longer
-    paragraphs: list[str] = []
+    paragraphs: list[list[str]] = []
+    last_block: list[str] = []
     for block in blocks(lines):
         width = wrapping_width(block, usual_width)
+        verse = is_verse(block)
         for previous, line in pairwise(["", *block]):
-            continues = paragraphs and (is_wrapped(previous, line, width) or is_torn(paragraphs[-1], line))
-            if not continues:
-                paragraphs.append(line.strip())
-            elif ends_with_hyphen(paragraphs[-1]):  # the rest of the word follows without a blank
-                paragraphs[-1] += line.strip()
+            continues = paragraphs and (
+                is_wrapped(previous, line, width) or is_torn(" ".join(paragraphs[-1]), line)
+                or (verse and is_open(previous) and not is_heading(line.strip()))
+                or (not previous and is_stanza(block) and is_stanza(last_block) and last_block[-1][-1].isalnum()))
+            if continues:
+                paragraphs[-1].append(line.strip())
             else:
-                paragraphs[-1] += f" {line.strip()}"
-    return [EMPHASIS.sub(r"\1", paragraph) for paragraph in paragraphs]
+                paragraphs.append([line.strip()])
+        last_block = block
+    joined = chain.from_iterable(map(join_paragraph, paragraphs))
+    return [EMPHASIS.sub(r"\1", paragraph) for paragraph in joined]
+
+
+def is_stanza(block: list[str]) -> bool:
+    """Whether a block is verse beyond doubt, so that its last sentence may go on in the next one."""
+    return len(block) > 2 and is_verse(block) and max(map(len, block)) <= WIDEST_VERSE and not is_heading(block[0].strip())
+
+
+def is_open(line: str) -> bool:
+    """Whether a line of verse doesn't end a sentence, so that the next line continues it."""
+    return line != "" and not ends_sentence(line) and not is_heading(line.strip())
 
 
 def drop_page_numbers(lines: list[str]) -> list[str]:
@@ -189,7 +193,7 @@ def is_wrapped(previous: str, line: str, width: int) -> bool:
         return False
     if line[0].isspace() and not previous[0].isspace():
         return False  # an indent begins a paragraph
-    first_word = line.split()[0]
+    first_word = FIRST_WORD.match(line.lstrip())[0]
     # Lines of one text differ in width, hence four fifths.
     return len(previous) + 1 + len(first_word) > 0.8 * width
 
@@ -206,8 +210,3 @@ def is_torn(paragraph: str, line: str) -> bool:
     if not paragraph[-1:].isalnum() and not ends_with_hyphen(paragraph):
         return False
     return line.lstrip()[0].islower() or len(paragraph) > LONGEST_HEADING
-
-
-def ends_with_hyphen(paragraph: str) -> bool:
-    """Whether a paragraph ends inside a word, rather than with a dash."""
-    return paragraph.endswith("-") and paragraph[-2:-1].isalpha()

@@ -10,8 +10,9 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from corpus.books import parse_book
-from corpus.sentences import MARKUP, is_prose, split_sentences
-from corpus.sources import FILE_DAMAGED, RECORD_DAMAGED, RawDocument, Record, Source, read_records
+from corpus.sentences import MARKUP, UNKNOWN_TEMPLATE, is_prose, split_sentences
+from corpus.sources import (ENCODING_UNKNOWN, FILE_DAMAGED, FILE_UNKNOWN, RECORD_DAMAGED, RawDocument, Record, Source,
+                            read_records)
 from corpus.wikipedia import parse_extracted, parse_pages, parse_row, record_title
 
 UNIT_BYTES = 1 << 19  # of records that a process converts at a time
@@ -21,7 +22,8 @@ SHORTEST_PARAGRAPH = 40  # bytes; a shorter line of an article is taken as a hea
 
 PARSER_FAILED = "pages on which the parser fails"
 PARSER_HUNG = "pages on which the parser hangs or dies"
-FAULTS = (FILE_DAMAGED, RECORD_DAMAGED, PARSER_FAILED, PARSER_HUNG)  # reasons that the user should know one by one
+# Reasons that the user should know one by one.
+FAULTS = (FILE_UNKNOWN, ENCODING_UNKNOWN, FILE_DAMAGED, RECORD_DAMAGED, PARSER_FAILED, PARSER_HUNG)
 
 
 class WorkUnit(NamedTuple):
@@ -98,18 +100,18 @@ def convert_unit(unit: WorkUnit, language: str) -> list[Document]:
     documents = []
     for record in unit.records:
         try:
-            raw_documents = parse_record(unit.source, record)
+            raw_documents = parse_record(unit.source, record, language)
             documents += [make_document(raw, unit.source.is_wiki, language) for raw in raw_documents]
         except Exception:  # a damaged page may raise anything in a parser
             documents.append(Document(record_title(unit.source, record), "", PARSER_FAILED, Counter()))
     return documents
 
 
-def parse_record(source: Source, record: Record) -> list[RawDocument]:
+def parse_record(source: Source, record: Record, language: str) -> list[RawDocument]:
     if isinstance(record, RawDocument):
         return [record]
     if not source.is_wiki:
-        return list(parse_book(source, record))
+        return list(parse_book(source, record, language))
     parsers = {"dump": parse_pages, "extracted": parse_extracted}  # the other formats have rows
     return list(parsers.get(source.format, parse_row)(source, record))
 
@@ -128,7 +130,9 @@ def make_document(raw: RawDocument, is_wiki: bool, language: str) -> Document:
                 left_out["headings, list entries and fragments"] += 1
             continue
         for sentence in sentences:
-            if MARKUP.search(sentence):
+            if UNKNOWN_TEMPLATE in sentence:
+                left_out["sentences with templates that are not known"] += 1
+            elif MARKUP.search(sentence):
                 left_out["sentences with formulas or left-over markup"] += 1
             elif any(map(str.isalnum, sentence)):
                 lines.append(f"{sentence}\n")

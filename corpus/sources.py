@@ -5,25 +5,47 @@ RawDocument that only says what was damaged. Reading runs in the main process an
 """
 
 import codecs
+import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chardet
 from tqdm import tqdm
 
 from convert.hub import check_hub_name, reach_hub
 from dataset import OPENERS, READ_ERRORS
 from utils import InputError, require
 
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 READ_BYTES = 1 << 19  # of a file at a time
 LONGEST_RECORD = 1 << 26  # bytes of a page or row; a longer one is taken as damaged, so that memory stays bounded
-LONGEST_TEXT = 1 << 22  # bytes; longer texts (BookCorpus in one file) are cut into documents of about this size
+LONGEST_TEXT = 1 << 22  # characters; longer texts (BookCorpus in one file) are cut into documents of about this size
 HIDDEN_NAMESPACES = ("6", "14")  # keys of files and categories in any dump: links to them show no prose
+# Names of the namespaces that any wiki understands. Dumps without <ns> name those of their language at the beginning.
+NAMESPACES = ("(?:(?:User|Wikipedia|Project|File|Image|MediaWiki|Template|Help|Category|Portal|Draft|Module|Book|"
+              "TimedText)(?: talk)?|Talk|Media|Special)")
 
+TEXT_SUFFIXES = {".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown"}
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+# What is not read as text, even if the file is named: tables and markup, by suffix or by their first bytes.
+OTHER_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".html", ".htm", ".xml", ".tex", ".epub")
+OTHER_BEGINNING = re.compile(rb"%PDF-|%!PS|\{\\rtf|PK\x03\x04|<!doctype html|<html|<\?xml", re.IGNORECASE)
+JSON_BEGINNING = re.compile(rb'\{\s*"[^"\n]*"\s*:')
+# The marks at the beginning of a file that tell its encoding; UTF-32 before UTF-16, whose mark its own begins with.
+ENCODING_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+                  codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# Encodings that hold all characters of those that the detector names, and more.
+SUPERSETS = {"ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis_2004": "cp932",
+             "shift_jis": "cp932", "euc_kr": "cp949"}
+WINDOWS_1252 = "windows-1252 for single bytes"  # name of an error handler: old books mix it with UTF-8
+
+FILE_HIDDEN = "hidden files"
+FILE_UNKNOWN = "files of unknown formats"
+ENCODING_UNKNOWN = "files whose encoding is not recognized; --encoding names it"
 FILE_DAMAGED = "files damaged, in part or whole"
 RECORD_DAMAGED = "pages and rows damaged"
 
@@ -32,10 +54,13 @@ class Source(NamedTuple):
     """One input file, or one data set on the Hugging Face hub."""
 
     name: str
-    path: Path | None  # None for a data set on the hub
+    path: Path | None  # None for a data set on the hub and for a file that isn't read
     format: str  # a key of RECORD_READERS
     is_wiki: bool  # true if it was given to --wiki, false if to --books
     hidden_namespaces: str = ""  # regular expression of the names that a dump gives to HIDDEN_NAMESPACES
+    namespaces: str = NAMESPACES  # regular expression of the names of all namespaces that hold no articles
+    encoding: str = "utf-8"  # of a text
+    reason: str = ""  # why a file isn't read; empty if it is
 
 
 class RawDocument(NamedTuple):
@@ -53,42 +78,56 @@ Record = bytes | str | RawDocument
 # Finding sources
 
 
-def find_sources(name: str, is_wiki: bool) -> list[Source]:
+def find_sources(name: str, is_wiki: bool, encoding: str = "") -> list[Source]:
     """The files that `name` stands for in alphabetical order, or the data set of that name on the hub.
 
-    InputError if there is nothing to read, or if a data set lacks the column "text".
+    `encoding` is that of texts which have no mark and are not UTF-8; it is detected where it is empty. Files that can't
+    be read are sources with a `reason`. InputError if there is nothing to read, or if a data set lacks the column "text".
     """
     path = Path(name)
     if not path.exists():
-        candidates = [Source(name, None, "hub", is_wiki)]
+        sources = [Source(name, None, "hub", is_wiki)]
     elif path.is_dir():
-        visible = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_"))]
-        candidates = [recognize(file, is_wiki, is_named=False) for file in sorted(visible)]
+        files = sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+        sources = [recognize(file, is_wiki, encoding, path) for file in files]
     else:
-        candidates = [recognize(path, is_wiki, is_named=True)]
-    sources = [source for source in candidates if source is not None]
+        sources = [recognize(path, is_wiki, encoding)]
     for source in sources:
         check_data_set(source)
-    if not sources:
+    if all(source.reason for source in sources):
         flag = "--wiki" if is_wiki else "--books"
         formats = "a MediaWiki XML dump, WikiExtractor's output" if is_wiki else "text (.txt), Markdown (.md)"
-        raise InputError(f"{flag} {name} holds no file of a known format: expected {formats}, or .parquet, .arrow or "
-                         ".jsonl with a column \"text\"")
+        counts = Counter(source.reason for source in sources)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise InputError(f"{flag} {name} holds no file of a known format ({reasons or 'it is empty'}): expected {formats}, "
+                         "or .parquet, .arrow or .jsonl with a column \"text\"")
     return sources
 
 
-def recognize(path: Path, is_wiki: bool, is_named: bool) -> Source | None:
-    """The source that a file is, or None if its format is unknown. `is_named`: the user named this very file."""
+def recognize(path: Path, is_wiki: bool, encoding: str, folder: Path | None = None) -> Source:
+    """The source that a file is. `folder`: where it was found; None if the user named this very file."""
+    unread = Source(str(path), None, "unread", is_wiki, reason=FILE_UNKNOWN)
+    if folder is not None and any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return unread._replace(reason=FILE_HIDDEN)
+    if not path.is_file():  # a link to a folder or to nothing
+        return unread
     try:
         head = next(read_chunks(path), b"")
     except READ_ERRORS:  # any format will do: read_records fails in the same way and reports it
         return Source(str(path), path, "dump" if is_wiki else "text", is_wiki)
-    uncompressed_name = path.stem if path.suffix in OPENERS else path.name
-    file_format = recognize_format(head, Path(uncompressed_name).suffix.lower(), is_wiki, is_named)
+    uncompressed_name = path.stem if path.suffix.lower() in OPENERS else path.name
+    suffix = Path(uncompressed_name).suffix.lower()
+    file_format = recognize_format(head, suffix, is_wiki, is_named=folder is None)
     if file_format is None:
-        return None
-    names = find_hidden_namespaces(head) if file_format == "dump" else ""
-    return Source(str(path), path, file_format, is_wiki, names)
+        return unread
+    source = Source(str(path), path, file_format, is_wiki)
+    if file_format == "dump":
+        return source._replace(hidden_namespaces="|".join(namespace_names(head, HIDDEN_NAMESPACES)),
+                               namespaces="|".join([NAMESPACES, *namespace_names(head)]))
+    if file_format in TEXT_SUFFIXES.values():
+        encoding = recognize_encoding(head, encoding)
+        return source._replace(encoding=encoding) if encoding else unread._replace(reason=ENCODING_UNKNOWN)
+    return source
 
 
 def recognize_format(head: bytes, suffix: str, is_wiki: bool, is_named: bool) -> str | None:
@@ -99,25 +138,51 @@ def recognize_format(head: bytes, suffix: str, is_wiki: bool, is_named: bool) ->
         return "arrow"
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     # WikiExtractor's JSON files have no suffix; a book, on the other hand, may hold such a line in its text.
-    may_be_json = text.startswith(b"{") if is_wiki else suffix.startswith(".json")
-    if may_be_json and re.search(rb'"text"\s*:\s*"', text):
-        return "json"
-    if b"\0" in head and not head.startswith(UTF16_MARKS):
-        return None  # a picture, an archive, a PDF
-    if is_wiki and (text.startswith(b"<mediawiki") or b"<page>" in text):
-        return "dump"
+    may_be_json = text.startswith(b"{") if is_wiki else suffix in JSON_SUFFIXES or JSON_BEGINNING.match(text)
+    if may_be_json:
+        return "json" if re.search(rb'"text"\s*:\s*"', text) else None
     if is_wiki:
+        if text.startswith(b"<mediawiki") or b"<page>" in text:
+            return "dump"
         return "extracted" if b"<doc " in text else None
-    if suffix in (".md", ".markdown"):
-        return "markdown"
-    return "text" if suffix == ".txt" or is_named else None
+    if OTHER_BEGINNING.match(text):
+        return None
+    is_text = is_named and suffix not in OTHER_SUFFIXES
+    return TEXT_SUFFIXES.get(suffix, "text" if is_text else None)
 
 
-def find_hidden_namespaces(head: bytes) -> str:
-    """The names of HIDDEN_NAMESPACES in a dump's own language, from its beginning, as a regular expression."""
-    keys = "|".join(HIDDEN_NAMESPACES)
-    names = re.findall(rf'<namespace key="(?:{keys})"[^>]*>([^<]+)<', head.decode(errors="replace"))
-    return "|".join(map(re.escape, names))
+def recognize_encoding(head: bytes, encoding: str) -> str:
+    """The encoding of a text by its beginning: by its mark, as UTF-8, else `encoding` or what is detected, or ""."""
+    for mark, marked_encoding in ENCODING_MARKS.items():
+        if head.startswith(mark):
+            return marked_encoding
+    if head.count(0) < len(head) / 10:  # in UTF-16 and UTF-32 there are more
+        head = head.replace(b"\0", b"")
+    if encoding and head.isascii():
+        return encoding
+    if b"\0" not in head and b"\x1b" not in head:  # the escape character begins Japanese in seven bits
+        lines = [line for line in head.split(b"\n") if not line.isascii()]
+        if sum(map(is_utf8, lines)) >= len(lines) / 2:  # the other lines are damaged, or in Windows-1252
+            return "utf-8"
+        head = b"\n".join(lines)
+    if encoding:
+        return encoding
+    detected = chardet.detect(head, compat_names=False)["encoding"] or ""
+    return SUPERSETS.get(detected, detected)
+
+
+def is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def namespace_names(head: bytes, keys: tuple[str, ...] = ()) -> list[str]:
+    """The names that a dump gives to these namespaces, or to all but that of articles, as regular expressions."""
+    names = re.findall(r'<namespace key="(-?\d+)"[^>]*>([^<]+)<', head.decode(errors="replace"))
+    return [re.escape(html.unescape(name)) for key, name in names if key in keys or (not keys and key != "0")]
 
 
 def check_data_set(source: Source) -> None:
@@ -153,7 +218,8 @@ def read_chunks(path: Path, bar: tqdm | None = None) -> Iterator[bytes]:
     """The bytes of a file, decompressed; `bar` advances by the bytes of the file as it is."""
     position = 0
     with open(path, "rb") as raw_file:
-        file = OPENERS[path.suffix](raw_file, "rb") if path.suffix in OPENERS else raw_file
+        opener = OPENERS.get(path.suffix.lower())
+        file = opener(raw_file, "rb") if opener else raw_file
         while chunk := file.read1(READ_BYTES):
             if bar is not None:
                 bar.update(raw_file.tell() - position)
@@ -179,29 +245,42 @@ def read_until(end: bytes, source: Source, bar: tqdm) -> Iterator[bytes]:
     yield rest
 
 
-def read_text(source: Source, bar: tqdm) -> Iterator[bytes]:
+def read_text(source: Source, bar: tqdm) -> Iterator[str]:
     """A text file as a whole; if it is longer than LONGEST_TEXT, in parts."""
-    rest = bytearray()
+    codecs.register_error(WINDOWS_1252, decode_single_bytes)
+    errors = WINDOWS_1252 if source.encoding.startswith("utf-8") else "replace"
+    decoder = codecs.getincrementaldecoder(source.encoding)(errors)
+    rest = ""
     try:
         for chunk in read_chunks(source.path, bar):
-            rest += chunk
+            rest += decoder.decode(chunk)
             if len(rest) > LONGEST_TEXT:
                 end = last_boundary(rest)
-                yield bytes(rest[:end])
-                del rest[:end]
+                yield rest[:end]
+                rest = rest[end:]
     except READ_ERRORS:
         if rest:
-            yield bytes(rest)
+            yield rest
         raise
-    yield bytes(rest)
+    yield rest + decoder.decode(b"", final=True)
 
 
-def last_boundary(text: bytearray) -> int:
+def decode_single_bytes(error: UnicodeError) -> tuple[str, int]:
+    """What bytes that are not UTF-8 are in Windows-1252, as an error handler of codecs."""
+    return error.object[error.start:error.end].decode("cp1252", "replace"), error.end
+
+
+def last_boundary(text: str) -> int:
     """Where to cut a long text: after its last blank line, else after its last line, else at its end."""
-    for boundary in (b"\n\n", b"\n"):
+    for boundary in ("\n\n", "\n\r\n", "\n"):
         if boundary in text:
             return text.rfind(boundary) + len(boundary)
     return len(text)
+
+
+def explain_unread(source: Source, _: tqdm) -> Iterator[RawDocument]:
+    """One record that says why a file is not read."""
+    yield RawDocument(source.name, [], source.reason)
 
 
 def read_json(source: Source, bar: tqdm) -> Iterator[Record]:
@@ -217,16 +296,16 @@ def read_json(source: Source, bar: tqdm) -> Iterator[Record]:
             yield text
 
 
-def read_data_set(source: Source, bar: tqdm) -> Iterator[bytes | str]:
+def read_data_set(source: Source, bar: tqdm) -> Iterator[str]:
     """The texts of a data set, streamed, "" for a missing one. TypeError if the column holds neither strings nor bytes."""
     rows = open_data_set(source)
     if source.path is not None:
         bar.update(source.path.stat().st_size)
     for row in rows:
         text = row["text"] or ""
-        if source.is_wiki and isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")  # the parser of articles takes strings
-        if not isinstance(text, bytes | str):
+        if isinstance(text, bytes):
+            text = text.decode(recognize_encoding(text, "") or "utf-8", "replace")
+        if not isinstance(text, str):
             raise TypeError(f"expected strings in the column \"text\", found {type(text).__name__}")
         yield text
 
@@ -295,5 +374,6 @@ RECORD_READERS: dict[str, Callable[[Source, tqdm], Iterator[Record]]] = {
     "parquet": read_data_set,
     "arrow": read_data_set,
     "hub": read_data_set,
+    "unread": explain_unread,
 }
 ROW_FORMATS = ("json", "parquet", "arrow", "hub")

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from utils import rank, read_settings, replacing, reports_input_errors, require, write_text
 
 if TYPE_CHECKING:
-    from dataset import Batch, Masked, Vocabulary
+    from dataset import Batch, Data, Masked, Vocabulary
     from model import ElectraOutput
 
+UNKNOWN_SHARE = 0.01  # of the pieces; above it a warning says how much of the text the networks can't see
 BASELINE_PIECES = 10_000_000  # of the held-out text, for the frequencies of the pieces
 STALLED_EVALUATIONS = 5  # evaluations without progress that cause a warning
 SAMPLES = 4  # held-out examples in the table
@@ -179,6 +180,29 @@ def report_skipped_steps(values: dict[str, float], step: int, most_in_a_row: int
             "--extend and a lower --learning-rate, or choose another --output")
 
 
+def describe_text(data: "Data", vocabulary: "Vocabulary", kept_prob: float) -> None:
+    """Prints what there is of training and held-out text and what the networks see of it; warns if much is unknown.
+
+    `kept_prob` is the share of the chosen tokens that stay visible.
+    """
+    counts = data.counts
+    if counts["invalid"]:
+        print(f"{counts['invalid']:,} of {counts['lines']:,} lines had bytes that are not UTF-8, read as U+FFFD")
+    print(f"data: {counts['lines']:,} lines, {counts['tokens']:,} word pieces of which {counts['kept']:,} are in examples "
+          f"and {counts['unknown']:,} unknown; an epoch has {len(data.train):,} training examples with "
+          f"{int(data.train.ends[-1]):,} pieces in all; {len(data.heldout):,} examples are held out")
+    print(f"vocabulary: {vocabulary.size:,} pieces; {vocabulary.case_note}")
+    unknown = counts["unknown"] / counts["tokens"]
+    if unknown > UNKNOWN_SHARE and rank() == 0:
+        print(f"warning: {unknown:.1%} of the word pieces are [UNK]: the networks can't tell them apart, and scores look "
+              "better than they are, since [UNK] is easy to predict. Raise --model.vocab-size if the vocabulary is learned, "
+              "otherwise name one of the text's language with --vocab (a Unigram tokenizer.json where no blanks separate "
+              "words)", file=sys.stderr)
+    entropy, share = unigram_baseline(data.heldout.ids)
+    print(f"held-out text: unigram entropy {entropy:.3f} nats; knowing frequencies alone gives an MLM loss of "
+          f"{(1 - kept_prob) * entropy:.3f}; the most frequent piece has a share of {share:.3f}")
+
+
 def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
     """What needs no context: the entropy in nats of the frequencies of pieces (N,), and the share of the most frequent."""
     frequencies = np.bincount(ids[:BASELINE_PIECES])
@@ -186,17 +210,21 @@ def unigram_baseline(ids: np.ndarray) -> tuple[float, float]:
     return float(-(p * np.log(p)).sum()), float(p.max())
 
 
-def learning_warnings(heldout: list[dict[str, float]], entropy: float) -> Iterator[str]:
-    """What STALLED_EVALUATIONS evaluations without progress suggest; `entropy` of the held-out pieces in nats."""
+def learning_warnings(heldout: list[dict[str, float]], frequency_loss: float) -> Iterator[str]:
+    """What STALLED_EVALUATIONS evaluations without progress suggest.
+
+    `frequency_loss` is the MLM loss of a network that knows the frequencies of pieces only: their entropy, but nothing for
+    the chosen tokens that stay visible.
+    """
     if len(heldout) <= STALLED_EVALUATIONS:
         return
     before, recent = heldout[-STALLED_EVALUATIONS - 1], heldout[-STALLED_EVALUATIONS:]
     if all("disc_auc" in metrics and metrics["disc_auc"] < 0.5 + 2 * metrics["disc_auc_error"] for metrics in recent):
         yield (f"the discriminator has been at chance for {STALLED_EVALUATIONS} evaluations: the learning rate may be too "
                "high, disc_weight too low, or the generator may know no more than word frequencies yet")
-    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.9 * entropy):
+    if min(metrics["mlm_loss"] for metrics in recent) > max(0.99 * before["mlm_loss"], 0.95 * frequency_loss):
         yield (f"the generator's loss has not moved for {STALLED_EVALUATIONS} evaluations and is near that of word "
-               f"frequencies ({entropy:.2f}): the learning rate may be too high or too low, or more steps are needed")
+               f"frequencies ({frequency_loss:.2f}): the learning rate may be too high or too low, or more steps are needed")
 
 
 class Detection(NamedTuple):
@@ -281,7 +309,8 @@ def sample_table(vocabulary: "Vocabulary", batch: "Batch", masked: "Masked", out
     lines = ["| example | in bold what is masked, replaced, or flagged as replaced |", "|---|---|"]
     for number, is_token in enumerate(batch.attention_mask[:SAMPLES]):
         for name, (ids, bold) in rows.items():
-            pieces = [vocabulary.tokenizer.id_to_token(piece_id) for piece_id in ids[number, is_token].tolist()]
+            pieces = [vocabulary.tokenizer.id_to_token(piece_id) or "[no piece]"
+                      for piece_id in ids[number, is_token].tolist()]
             words = [f"**{escape(piece)}**" if is_bold else escape(piece)
                      for piece, is_bold in zip(pieces, bold[number, is_token].tolist(), strict=True)]
             text = " ".join(words).replace(" &#35;&#35;", "")  # joins continuations that are not in bold

@@ -9,7 +9,8 @@ import torch
 
 import Pretraining
 import studies.tracking
-from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
+from corpus.vocabulary import wordpiece
+from dataset import SPECIAL_TOKENS, Vocabulary
 from model import Electra, ModelConfig, SavedNetwork, save_network
 from tasks.glue import TASKS, task_key
 
@@ -101,7 +102,7 @@ def write_file(path, key, columns, rows, seed):
     task, rng = TASKS[key], np.random.default_rng(seed)
     lines = [] if columns is None else ["\t".join(columns)]
     for number in range(rows):
-        label = task.labels[number % len(task.labels)] if task.labels else f"{rng.uniform(0, 5):.3f}"
+        label = task.classes[number % len(task.classes)] if task.classes else f"{rng.uniform(0, 5):.3f}"
         values = {"index": str(number), "id": str(number), task.label: label, "label": label}
         columns_here = columns or ["source", "label", "star", "sentence"]
         words = {name: " ".join(rng.choice(WORDS, rng.integers(2, 9))) + ' "' for name in task.texts}

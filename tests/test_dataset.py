@@ -12,13 +12,14 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, story
+from conftest import story
 
 import dataset
-from corpus.vocabulary import learn_vocabulary, learned_vocabulary
+from corpus.vocabulary import learned_vocabulary, wordpiece
 from dataset import (KEPT_PROB, SPECIAL_TOKENS, Batch, TrainingBatches, Vocabulary, collate, existing_masks,
                      line_examples, mask_tokens, packed_examples, prepare, read_lines,
-                     scan_corpus, stored_batch, wordpiece)
+                     scan_corpus, stored_batch)
+from studies.tracking import describe_text
 from utils import InputError
 
 # Reading and splitting
@@ -121,36 +122,6 @@ def test_line_examples_are_the_lines():
 # Vocabulary
 
 
-def test_learned_vocabulary_knows_its_corpus_and_special_tokens_come_first(corpus_file):
-    learned = learn_vocabulary(scan_corpus((corpus_file,)), 200)
-    assert learned.pieces()[:5] == SPECIAL_TOKENS and (learned.pad, learned.mask) == (0, 4)
-    assert learned.size <= 200
-    assert learned.unk not in learned.encode([" ".join(WORDS)])[0]
-    again = Vocabulary.from_json(learned.to_json(), "state")
-    assert again.encode(["the cat eats"]) == learned.encode(["the cat eats"])
-
-
-def learn_elsewhere(path, output):
-    output.put(learn_vocabulary(scan_corpus((path,)), 120).pieces())
-
-
-def test_the_same_corpus_gives_the_same_vocabulary_in_every_process(corpus_file):
-    context = multiprocessing.get_context("spawn")  # each with its own hash seeds
-    output = context.Queue()
-    processes = [context.Process(target=learn_elsewhere, args=(corpus_file, output)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    first, second = output.get(timeout=120), output.get(timeout=120)
-    assert first == second == learn_vocabulary(scan_corpus((corpus_file,)), 120).pieces()
-
-
-def test_rare_letters_do_not_fill_a_learned_vocabulary(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(chr(n) * 2 + " the common words" for n in range(0x4E00, 0x5600)), encoding="utf-8")
-    pieces = learn_vocabulary(scan_corpus((path,)), 1000).pieces()
-    assert sum(len(piece) == 1 for piece in pieces) <= 256 and "common" in pieces
-
-
 def test_special_tokens_in_a_text_are_text(vocabulary):
     ids = vocabulary.encode(["the [MASK] cat [SEP]"])[0]
     assert not {vocabulary.mask, vocabulary.sep} & set(ids)
@@ -198,6 +169,19 @@ def test_a_vocabulary_that_does_not_know_the_corpus_is_refused(tmp_path, corpus_
     foreign = Vocabulary(wordpiece(pieces, lowercase=True), "tests")
     with pytest.raises(InputError, match=r"are \[UNK\]"):
         prepare((corpus_file,), foreign, 32, "packed", tmp_path / "cache")
+
+
+def test_more_than_one_percent_of_unknown_pieces_is_warned_of(tmp_path, vocabulary, capsys):
+    for share, warned in ((0.005, False), (0.02, True), (0.2, True)):
+        path = tmp_path / f"{share}.txt"
+        lines = [["the", "old", "dog", "sees", "a"] * 2 for _ in range(1000)]
+        for number in range(round(10_000 * share)):
+            lines[number % 1000][number // 1000] = "茶"
+        path.write_text("\n".join(map(" ".join, lines)), encoding="utf-8")
+        describe_text(prepare((path,), vocabulary, 32, "packed", tmp_path / "cache"), vocabulary)
+        err = capsys.readouterr().err
+        assert (f"{share:.1%} of the word pieces are [UNK]" in err) == warned
+        assert ("Raise --model.vocab-size" in err) == warned
 
 
 def build_and_die(corpus, tokenizer, cache, where):

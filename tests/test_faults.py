@@ -63,6 +63,56 @@ def test_a_signal_saves_and_the_same_command_ends_as_an_unbroken_run(
     assert_same(end(tmp_path / "run"), unbroken)
 
 
+LONG = {"steps": 150, "log_every": 10, "save_every": 50, "eval_every": 50, "workers": 2}
+
+
+def started(words, folder, script="Pretraining.py"):
+    """A run in a session of its own, once it has written metrics of training steps."""
+    process = subprocess.Popen([sys.executable, script, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def descendants(pid):
+    """The process and all that it started, directly or not."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(number for child in children for number in descendants(int(child)))]
+
+
+@pytest.mark.parametrize(("receivers", "number"), [("group", signal.SIGTERM), ("every process", signal.SIGTERM),
+                                                   ("group", signal.SIGINT)])
+def test_a_signal_to_the_workers_too_saves_and_the_run_can_be_resumed(command, tmp_path, receivers, number):
+    assert main(command("unbroken", **LONG)) == 0
+    process = started(command(**LONG), tmp_path / "run")
+    family = descendants(process.pid)
+    assert len(family) == 3
+    if receivers == "group":
+        os.killpg(process.pid, number)
+    else:
+        for pid in reversed(family):  # the workers first
+            os.kill(pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in err, err
+    assert f"{number.name}: saved after step" in out
+    assert not any(Path(f"/proc/{pid}").exists() for pid in family)
+    assert main(command(**LONG)) == 0
+    assert_same(end(tmp_path / "run", 150), end(tmp_path / "unbroken", 150))
+
+
+@pytest.mark.parametrize("place", ["script.training_step", "script.TrainingBatches.__getitem__"])
+def test_a_bug_ends_the_run_with_workers_too(command, place):
+    """Workers that ignore SIGTERM would keep Python from ending."""
+    code = ("import sys, Pretraining as script\ndef failing(*_):\n    raise ZeroDivisionError('a bug')\n"
+            f"{place} = failing\nsys.exit(script.main())")
+    result = subprocess.run([sys.executable, "-c", code, *command(workers=2)], cwd=ROOT, capture_output=True, text=True,
+                            timeout=60)
+    assert result.returncode == 1 and "a bug" in result.stderr
+
+
 def test_a_second_signal_leaves_at_once(command, tmp_path):
     code = ("import os, signal, sys, Pretraining as script\n"
             "def twice(*_):\n    for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -14,10 +14,14 @@ import pytest
 import torch
 from conftest import story, write_pair
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import LM_DEMO
-from dataset import SPECIAL_TOKENS, Vocabulary, wordpiece
-from LM_DEMO import Demo, encode, filled_in, in_words, load_pair, main, read_sentences
+from convert.pieces import piece_names
+from corpus.vocabulary import wordpiece
+from dataset import SPECIAL_TOKENS, Vocabulary
+from LM_DEMO import Demo, encode, filled_in, in_words, load_pair, main, read_sentences, with_percentages
+from model import ModelConfig, SavedNetwork, build_network, save_network
 from utils import load, save
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +167,31 @@ def test_discriminator_sees_the_generated_row(demo, weights, vocabulary):
     assert percentages(rows(out, "replaced?")[0]) == pytest.approx((100 * logits.sigmoid()).tolist(), abs=0.51)
 
 
+def test_a_masked_language_model_alone_fills_in(tmp_path, vocabulary, capsys, monkeypatch):
+    config = ModelConfig(vocab_size=vocabulary.size, embedding_size=8, hidden_size=16, layers=1, heads=2,
+                         feed_forward_size=32, max_positions=30)
+    (tmp_path / "runs" / "bert").mkdir(parents=True)
+    save_network(tmp_path / "runs" / "bert" / "mlm.pt",
+                 SavedNetwork("mlm", build_network("mlm", config), config, vocabulary.to_json()))
+    monkeypatch.chdir(tmp_path)
+    Path("sents.txt").write_text("the old [MASK] sees\nthe dog\n")
+    assert main(["--input", "sents.txt", "--device", "cpu", "--html", "page.html"]) == 0  # the newest run's
+    out = capsys.readouterr().out
+    assert out.startswith("generator: runs/bert/mlm.pt; discriminator: none") and not rows(out, "replaced?")
+    assert "~" in rows(out, "generated")[0] and "2 sentences" in out and "replaced?" not in Path("page.html").read_text()
+    for name in ("gen.pt", "mlm.pt"):
+        assert name in demo_help(capsys)
+
+
+def demo_help(capsys):
+    assert main(["--help"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_says_that_a_page_is_replaced(capsys):
+    assert "file that already has this name is replaced" in re.sub(r"[│\s]+", " ", demo_help(capsys))
+
+
 def test_without_a_discriminator_only_its_row_and_metrics_are_missing(demo, weights):
     both = demo()[1]
     weights[1].unlink()
@@ -192,6 +221,49 @@ def test_generated_rows_keep_the_spaces_of_the_line_and_join_pieces_of_a_word():
     assert shown("well (known)", {1: "well"}) == "well well known)"
     assert shown("well-known", {2: "[MASK]"}) == "well-[MASK]"
     assert shown("well-known", {2: "a"}) == "well-a"
+
+
+def byte_level_tokenizer():
+    """Byte-level BPE with a few words, and single bytes for all other characters."""
+    merges = [(word[:end - 1], word[end - 1]) for word in ("film", "the") for end in range(2, len(word) + 1)]
+    merges += [("\u0120", "film"), ("\u0120", "the")]
+    pieces = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in merges)]
+    tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return tokenizer
+
+
+def unigram_tokenizer():
+    """Unigram with a few words, as SentencePiece marks them, and a piece that is a blank."""
+    scores = [(token, 0.0) for token in SPECIAL_TOKENS] + [("\u2581the", -1.0), ("\u2581film", -1.0), ("film", -2.0)]
+    scores += [(sign, -9.0) for sign in "\u2581.,()thefilmo日é"]
+    tokenizer = Tokenizer(models.Unigram(scores, 1))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize("build", [byte_level_tokenizer, unigram_tokenizer])
+def test_pieces_of_other_tokenizers_are_shown_as_words(build):
+    vocabulary = Vocabulary(build(), "test")
+    names = piece_names(vocabulary)
+    word = {"byte_level_tokenizer": "\u0120film", "unigram_tokenizer": "\u2581film"}[build.__name__]
+
+    def shown(text, changes=None):
+        """The generated row and the words with percentages, with pieces that the generator replaced by number."""
+        sentence = next(read_sentences(iter([text]), vocabulary, 99))
+        changed = {number: vocabulary.tokenizer.token_to_id(piece) for number, piece in (changes or {}).items()}
+        row = [vocabulary.cls, *(changed.get(n, original) for n, original in enumerate(sentence.ids)), vocabulary.sep]
+        sentence = in_words(names, sentence, row, row, [0.0 for _ in row], {})
+        return "".join(piece.space + piece.text for piece in sentence.generated), with_percentages(sentence.generated)
+
+    for text in ("the film.", "the (film), the film", "film [MASK] the film", "the 日 film", "thé 日日 film"):
+        row, words = shown(text)
+        assert row == text
+        assert [word.rsplit("/", 1)[0] for word in words.split(" ")] == text.split(" ")
+    assert shown("the the", {0: word})[0] == "film the" and shown("the the", {1: word})[0] == "the film"
+    assert shown("the film", {1: "film"})[0] == "thefilm"  # it continues the word in front of it
+    assert names[vocabulary.tokenizer.token_to_id(word)] == "film"
+    assert names[vocabulary.tokenizer.token_to_id("film")] == "##film" and names[vocabulary.mask] == "[MASK]"
 
 
 def test_batches_have_similar_lines_and_sentences_keep_their_order(demo, vocabulary, monkeypatch):
@@ -279,6 +351,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
     assert_refused(["--weights", gen, "--discriminator", other_disc, *rest], capsys, "different vocabularies")
 
     content, bad = load(gen), tmp_path / "bad.pt"
+    larger = Vocabulary(wordpiece({piece: n for n, piece in enumerate([*SPECIAL_TOKENS, *map(str, range(95))])}, True), "x")
     tensors = content["weights"]
     name, tensor = next(iter(tensors.items()))
     for wrong, part in [
@@ -286,7 +359,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, weights, vocabulary, capsys
         (content | {"model": {"size": 1}}, "size"), (content | {"model": content["model"] | {"layers": 2}}, "layers.1"),
         (content | {"model": content["model"] | {"embedding_size": 9}}, "size mismatch"),
         (content | {"vocabulary": "{}"}, "no usable tokenizer"),
-        (content | {"vocabulary": other.to_json()}, "6 pieces"),
+        (content | {"vocabulary": larger.to_json()}, "100 pieces"),
         (content | {"weights": tensors | {name: torch.full_like(tensor, float("nan"))}}, "not finite"),
     ]:
         save(bad, wrong)

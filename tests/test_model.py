@@ -1,6 +1,7 @@
 """model.py against transformers' ELECTRA, hand arithmetic and torch's softmax."""
 
 import dataclasses
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -236,11 +237,14 @@ def test_checkpointed_layers_give_the_same_gradient_and_keep_less():
         assert torch.equal(gradient, saving[name]), name
 
 
-def test_the_joint_forward_compiles_whole_and_once():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(
+    shutil.which("g++") is None, reason="inductor needs a C++ compiler"))])
+def test_the_joint_forward_compiles_whole_and_once(backend):
     """No graph break, no recompilation from step to step; losses and gradients equal eager ones."""
-    config, results = SIZES[0], []
+    config, results = SIZES[2], []
     electra = enlarged(Electra(config))
-    compiled = torch.compile(electra, backend="aot_eager", fullgraph=True)
+    torch.compiler.reset()
+    compiled = torch.compile(electra, backend=backend, fullgraph=True)
     given = batch(config)
     for network in (electra, compiled):
         output = joint(network, *given, draws_for(given[-1], config))
@@ -248,7 +252,7 @@ def test_the_joint_forward_compiles_whole_and_once():
         loss.backward()
         results.append((loss.detach(), [weight.grad for weight in electra.parameters()]))
         electra.zero_grad()
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(1, 4):
             given = batch(config, seed=seed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,22 @@ def test_every_objective_runs_in_half_precision(command, tmp_path, objective, pr
     flags = {"objective": objective, "precision": precision, "steps": 4, "eval_every": 2} | FLAGS.get(objective, {})
     assert main(command(**flags)) == 0
     assert np.isfinite([record["mlm_loss"] for record in metrics(tmp_path / "run") if record["heldout"]]).all()
+
+
+@pytest.mark.parametrize("objective", ["electra", "two-stage"])
+def test_a_compiled_run_equals_an_eager_one_and_resumes(command, tmp_path, monkeypatch, objective):
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    flags = {"objective": objective, "model__dropout": 0, "learning_rate": 3e-3} | FLAGS.get(objective, {})
+    assert main(command("eager", **flags)) == 0
+    assert main(command("unbroken", compile=True, **flags)) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after_save(patch, 4)
+        main(command(compile=True, **flags))
+    assert main(command(compile=True, **flags)) == 0
+    assert metrics(tmp_path / "unbroken") == metrics(tmp_path / "run")
+    eager, compiled = (metrics(tmp_path / name)[-1] for name in ("eager", "run"))
+    assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-3)
 
 
 def test_two_stage_has_a_schedule_in_each_half(command, tmp_path):

@@ -85,8 +85,8 @@ def test_auc_error_is_the_spread_of_aucs():
 
 def test_a_run_that_does_not_learn_is_warned_of():
     stale = [{"disc_auc": 0.505, "disc_auc_error": 0.01, "mlm_loss": 6.0}] * 6
-    assert len(list(learning_warnings(stale, 6.1))) == 2
-    assert not list(learning_warnings(stale[:5], 6.1))  # too early to tell
+    assert len(list(learning_warnings(stale, 5.8))) == 2
+    assert not list(learning_warnings(stale[:5], 5.8))  # too early to tell
     learning = [{"disc_auc": 0.6 + n / 50, "disc_auc_error": 0.01, "mlm_loss": 6 - n / 5} for n in range(6)]
-    assert not list(learning_warnings(learning, 6.1))
-    assert not list(learning_warnings([line | {"mlm_loss": 4.0} for line in learning], 6.1))  # a good generator at its end
+    assert not list(learning_warnings(learning, 5.8))
+    assert not list(learning_warnings([line | {"mlm_loss": 4.0} for line in learning], 5.8))  # a good generator at its end

@@ -6,14 +6,12 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
 
 from utils import (Adam, InputError, bounded, checkpoints, decay_groups, flat, from_table, load, locked,
                    pick_device, pick_precision, read_settings, replacing, reports_input_errors,
-                   save, scheduled_rate, shuffled, skip_unless_finite, to_toml)
+                   save, scheduled_rate, skip_unless_finite, to_toml)
 
 # Settings
 
@@ -205,25 +203,6 @@ def test_schedule_is_the_product_of_decay_and_warmup():
     rates = [scheduled_rate(step, 2.0, 10, 100) for step in (0, 5, 10, 55, 99)]
     assert rates == pytest.approx([0, 2 * 0.95 * 0.5, 2 * 0.9, 2 * 0.45, 2 * 0.01])
     assert scheduled_rate(0, 2.0, 0, 100) == 0  # as the original's first step
-
-
-# Order
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000, 4097])
-def test_shuffled_is_a_permutation_and_each_key_another(size):
-    orders = [shuffled(np.arange(size), size, (seed, 0)) for seed in range(3)]
-    assert all((np.sort(order) == np.arange(size)).all() for order in orders)
-    if size >= 1000:
-        assert (orders[0] != orders[1]).mean() > 0.99
-        assert (shuffled(np.array([7, 3]), size, (0, 0)) == orders[0][[7, 3]]).all()
-
-
-def test_shuffled_looks_random():
-    images = shuffled(np.arange(100_000), 100_000, (1, 2))
-    assert kstest(images[:5000] / 100_000, "uniform").pvalue > 1e-3
-    gaps = np.diff(images) % 100_000  # neighbours don't stay neighbours
-    assert chisquare(np.bincount(gaps // 1000, minlength=100)).pvalue > 1e-3
 
 
 # Files
