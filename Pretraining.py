@@ -190,9 +190,10 @@ def pretrain(settings: Pretraining, device: torch.device, started: float) -> int
         if first_step == settings.steps:
             print(f"{output} is finished, all {settings.steps:,} steps of it; another --output starts a new run")
             return 0
+        loader = training_loader(settings, vocabulary, data, device, first_step)  # too little text is refused here
         run = start(settings, model, vocabulary, data, output, device, checkpoint, initial)
         means = RunningMeans(device, checkpoint["means"] if checkpoint else {})
-        with stop_signals() as received, iterating(training_loader(run, first_step)) as batches:
+        with stop_signals() as received, iterating(loader) as batches:
             done = train(run, batches, first_step, means, received, deadline)
     if done < settings.steps:
         reason = received[0].name if received else "time is over"
@@ -308,8 +309,8 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
         vocabularies = [vocabulary, *(Vocabulary.of_network(saved, "") for saved in initial.values())]
         require(len({(tuple(one.pieces()), one.case_note) for one in vocabularies}) == 1,
-                f"--vocab {settings.vocab} has other pieces, or another treatment of case, than --init-from "
-                f"{settings.init_from}: leave --vocab out")
+                f"--vocab {settings.vocab} has other pieces than --init-from {settings.init_from}, or treats case "
+                "in another way: leave --vocab out")
     elif checkpoint:
         vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
     elif initial:
@@ -382,16 +383,16 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
 
 # Training
 
-def training_loader(run: Run, first_step: int) -> torch.utils.data.DataLoader:
-    """The batches of all steps from `first_step` on."""
-    settings = run.settings
+def training_loader(settings: Pretraining, vocabulary: Vocabulary, data: Data, device: torch.device,
+                    first_step: int) -> torch.utils.data.DataLoader:
+    """The batches of all steps from `first_step` on; InputError if there are too few examples for one."""
     by_length = settings.examples == "line"
     # Compiled code and CUDA's memory are used again from step to step where the shapes stay the same.
-    full_width = not by_length and (settings.compile or run.device.type == "cuda")
-    batches = TrainingBatches(run.data.train, run.vocabulary, settings.max_length, settings.batch_size, by_length,
-                              settings.seed, full_width)
+    full_width = not by_length and (settings.compile or device.type == "cuda")
+    batches = TrainingBatches(data.train, vocabulary, settings.max_length, settings.batch_size, by_length, settings.seed,
+                              full_width)
     return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(first_step, settings.steps),
-                                       num_workers=settings.workers, pin_memory=run.device.type == "cuda")
+                                       num_workers=settings.workers, pin_memory=device.type == "cuda")
 
 
 def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMeans, received: list[signal.Signals],

@@ -298,7 +298,7 @@ class Electra(nn.Module):
         """The output with the discriminator's half, which detects replaced tokens in the `corrupted` ids (B, L)."""
         logits = self.discriminator(corrupted, batch.segments, batch.attention_mask).float()
         losses = F.binary_cross_entropy_with_logits(logits, output.replaced.float(), reduction="none")
-        return output._replace(discriminator_logits=logits, discriminator_losses=losses * self.judged(batch, masked))
+        return ElectraOutput(*output[:5], logits, losses * self.judged(batch, masked))  # torch 2.11 compiles no _replace
 
     def judged(self, batch: "Batch", masked: "Masked") -> Tensor:
         """The tokens (B, L) over which the discriminator's loss is a mean: all but padding (paper, section 2)."""

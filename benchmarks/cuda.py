@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each part's share of the minutes; the last one gets what is left.
@@ -34,12 +34,16 @@ MARGIN = 8.0  # seconds at the end for stopping a part and writing
 GRACE = 3.0  # seconds between asking a part to stop and killing it
 
 
+def start_part(name: str, flags: list[str], limit: float, output: IO | int, messages: IO | int) -> subprocess.Popen:
+    """A part in a session of its own, so that the processes which it starts end with it."""
+    command = [sys.executable, "-m", "benchmarks.cuda_parts", name, "--seconds", f"{limit:.1f}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=messages, start_new_session=True)
+
+
 def run_part(name: str, flags: list[str], limit: float) -> dict[str, Any]:
     """The last result that a part has printed in `limit` seconds, and how it ended if not by itself."""
-    command = [sys.executable, "-m", "benchmarks.cuda_parts", name, "--seconds", f"{limit:.1f}", *flags]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as messages:
-        # A session of its own, so that the processes which the part starts end with it.
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=messages, start_new_session=True)
+        process = start_part(name, flags, limit, output, messages)
         try:
             process.wait(limit)
             ended = "" if process.returncode == 0 else f"exit code {process.returncode}"
@@ -91,8 +95,8 @@ def to_markdown(title: str, value: Any, level: int = 1) -> list[str]:
 
 
 def are_records(values: list[Any]) -> bool:
-    """Whether these are dicts with a name in common."""
-    return bool(values) and all(isinstance(value, dict) for value in values) and bool(set.intersection(*map(set, values)))
+    """Whether these are several dicts with a name in common."""
+    return len(values) > 1 and all(isinstance(value, dict) for value in values) and bool(set.intersection(*map(set, values)))
 
 
 def table_of_records(records: dict[Any, dict[str, Any]]) -> list[str]:
@@ -134,18 +138,23 @@ def main() -> int:
     if options.corpus:
         flags += ["--corpus", str(options.corpus.resolve())]
     results: dict[str, Any] = {}
-    for name, share in SHARES.items():
-        left = 60 * options.minutes - (time.monotonic() - started) - MARGIN
-        limit = min(left, share * 60 * options.minutes)
-        if limit <= 0:
-            results[name] = {"left out": "no time was left"}
-        else:
-            results[name] = run_part(name, [*flags, "--rates", json.dumps(results.get("speed", {}))], limit)
-        if results[name].get("ended") == "exit code 2":  # no such device, or a corpus that can't be used
-            print(results[name]["messages"], end="", file=sys.stderr)
-            return 2
-        write_results(options.output, results)
-        print("\n".join(to_markdown(name, results[name], 2)), flush=True)
+    # The corpus is tokenized on other cores while the GPU is measured.
+    preparation = start_part("preparation", flags, 60 * options.minutes, subprocess.DEVNULL, subprocess.DEVNULL)
+    try:
+        for name, share in SHARES.items():
+            left = 60 * options.minutes - (time.monotonic() - started) - MARGIN
+            limit = min(left, share * 60 * options.minutes)
+            if limit <= 0:
+                results[name] = {"left out": "no time was left"}
+            else:
+                results[name] = run_part(name, [*flags, "--rates", json.dumps(results.get("speed", {}))], limit)
+            if results[name].get("ended") == "exit code 2":  # no such device, or a corpus that can't be used
+                print(results[name]["messages"], end="", file=sys.stderr)
+                return 2
+            write_results(options.output, results)
+            print("\n".join(to_markdown(name, results[name], 2)), flush=True)
+    finally:
+        end_session(preparation)
     print(f"{time.monotonic() - started:.0f} s; {options.output / 'results.md'}")
     complete = all("ended" not in facts and "left out" not in facts for facts in results.values())
     failures = results["tests"].get("counts", {}).get("failed", 0)

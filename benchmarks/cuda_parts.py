@@ -276,22 +276,28 @@ def sizes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 # A real run
 
 
-def training(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Pretraining.py for the time left; yields its held-out metrics as they are written."""
+def preparation(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Learns the vocabulary and tokenizes the corpus, into the cache."""
     corpus = corpus_of(options)
     if corpus is None:
         yield {"left out": "no --corpus, and the packages that convert the documentation are not installed"}
         return
-    scale = options.scale
     began = time.monotonic()
     from corpus.vocabulary import learned_vocabulary
-    from Pretraining import Pretraining
-    vocab_size = (scale.config if options.device.type == "cuda" else TINY).vocab_size
+    vocab_size = (options.scale.config if options.device.type == "cuda" else TINY).vocab_size
     vocabulary = learned_vocabulary((corpus,), vocab_size, "uncased", options.cache)
-    data = prepare((corpus,), vocabulary, scale.length, Pretraining().examples, options.cache)
-    facts = {"corpus": corpus.name, "pieces": data.counts["tokens"], "vocabulary": vocabulary.size,
-             "preparation s": round(time.monotonic() - began, 1)}
+    data = prepare((corpus,), vocabulary, options.scale.length, "packed", options.cache)
+    yield {"corpus": corpus.name, "pieces": data.counts["tokens"], "vocabulary": vocabulary.size,
+           "preparation s": round(time.monotonic() - began, 1)}
+
+
+def training(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Pretraining.py for the time left; yields its held-out metrics as they are written."""
+    facts = next(preparation(options))  # waits for the process that has begun it, if it hasn't ended
     yield facts
+    corpus = corpus_of(options)
+    if corpus is None:
+        return
     output = options.output / "electra_small"
     shutil.rmtree(output, ignore_errors=True)  # of an earlier call
     command, facts["steps"], facts["compiled"] = training_command(options, corpus, output)
@@ -344,7 +350,8 @@ def curves(path: Path) -> dict[str, Any]:
             "tokens/s without padding": round(statistics.median(rates)) if rates else None}
 
 
-PARTS = {"machine": machine, "tests": tests, "kernels": kernels, "speed": speed, "sizes": sizes, "training": training}
+PARTS = {"preparation": preparation, "machine": machine, "tests": tests, "kernels": kernels, "speed": speed,
+         "sizes": sizes, "training": training}
 
 
 @reports_input_errors

@@ -79,3 +79,17 @@ def test_results_become_tables():
                                          "tests": {"counts": {"passed": 3}, "output": ["a", "b"]}}))
     assert "| | tokens/s | ms |\n|---|---|---|\n| eager | 123,456 | 1.5 |\n| compiled | 200,000 |  |" in text
     assert "| ended | late |" in text and "| passed | 3 |" in text and "```text\na\nb\n```" in text
+
+
+@pytest.mark.parametrize(("command", "output"), [
+    ("launches.py --layers 1 --batch 2 --precision fp32", "launches a step"),
+    ("pretraining_step.py --layers 1 --hidden-size 64 --batch 2 --length 16 --pairs 1 --precision fp32 "
+     "--variants careful", "careful"),
+    ("fault_injection.py --parts pretraining damages inputs --kills 1 --damages 5 --inputs 5 --steps 8",
+     "kills survived, pretraining: 1 of 1\ndamaged files survived: 5 of 5\nbad inputs answered: 5 of 5"),
+])
+def test_the_other_benchmarks_run(command, output):
+    result = subprocess.run([sys.executable, *f"benchmarks/{command}".split()], cwd=ROOT, capture_output=True, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    assert output in result.stdout

@@ -121,6 +121,15 @@ def test_a_second_signal_leaves_at_once(command, tmp_path):
     assert result.returncode == 143 and not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_under_torchrun_a_second_signal_is_the_same_request(monkeypatch):
+    """A queue sends it to all processes, and torchrun passes on what it has received."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with utils.stop_signals() as received:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert received == [signal.SIGTERM] * 2
+
+
 def test_max_minutes_saves_in_time(command, tmp_path, monkeypatch, capsys, unbroken):
     with monkeypatch.context() as patch:
         during_step(patch, 4, lambda: time.sleep(0.7))  # the slowest step by far, and it could come again
@@ -259,6 +268,12 @@ def test_a_step_without_finite_numbers_is_skipped_and_told(command, tmp_path, mo
     assert all(weight.isfinite().all() for weight in last["electra"].values())
     assert all(state["exp_avg"].isfinite().all() for state in last["optimizer"]["state"].values())
     assert sum(line["skipped_steps"] for line in metrics(tmp_path / "run") if not line["heldout"]) == skipped
+
+
+def test_a_run_refused_for_too_little_text_can_be_corrected(command, tmp_path, capsys):
+    assert main(command(batch_size=100_000)) == 2
+    assert "lower --batch-size" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.toml").exists() and main(command()) == 0
 
 
 def test_too_many_bad_steps_end_the_run_with_the_last_good_checkpoint(command, tmp_path, monkeypatch, capsys):

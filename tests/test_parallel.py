@@ -1,8 +1,10 @@
 """Pretraining.py under torchrun: two processes on the CPU (gloo) compute what one does."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,34 @@ def test_a_run_goes_on_with_another_number_of_processes(command, tmp_path):
     assert "resuming" in result.stdout and result.returncode == 0, result.stderr
     for name, weight in weights(late).items():
         torch.testing.assert_close(weight, weights(tmp_path / "one")[name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+def descendants(pid):
+    """The process and all that it started, directly or not."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(number for child in children for number in descendants(int(child)))]
+
+
+def test_a_signal_to_torchrun_ranks_and_workers_saves(command, tmp_path):
+    """As a queue sends it: to every process, though torchrun sends its own to the ranks, too."""
+    words = command(steps=3000, log_every=10, eval_every=3000, save_every=3000, workers=1)
+    process = subprocess.Popen([*TORCHRUN, "Pretraining.py", *words], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    file, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not file.exists() or len(metrics(file.parent)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    family = descendants(process.pid)
+    assert len(family) == 5  # torchrun, two ranks, a worker each
+    for pid in family:
+        os.kill(pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert "SIGTERM: saved after step" in out
+    assert 10 < load(*(tmp_path / "run").glob("checkpoint-*"))["step"] < 3000
+    while any(Path(f"/proc/{pid}").exists() for pid in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_one_failed_process_ends_the_run_with_a_message(command, tmp_path):
