@@ -116,7 +116,7 @@ class Experiment(NamedTuple):
         return self.settings.max_length or min(task.max_length, self.saved.config.max_positions)
 
     def predictor(self, task: Task, classifier: Classifier) -> Predictor:
-        """The classifier with all that answering needs."""
+        """The classifier with all that its answers depend on."""
         return Predictor(classifier, task, self.vocabulary, self.precision, self.max_length(task),
                          4 * self.settings.batch_size, self.settings.probabilities)
 
@@ -132,7 +132,8 @@ def main(argv: list[str]) -> int:
     user_file = read_user_file(Path(settings.predict_file), data[0].task) if settings.predict_file else None
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    print(*(note for task_data in data for note in task_data.notes), sep="\n")
+    for note in (note for task_data in data for note in task_data.notes):
+        print(note)
     models = {}
     name = ("tasks" if str(settings.task).endswith(".toml") else "glue") + ("-scratch" if settings.from_scratch else "")
     outputs = output_folders(list(networks), settings.output, "" if trained else name)
@@ -246,11 +247,11 @@ def finetune(experiment: Experiment, data: TaskData, examples: Examples, seed: i
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(experiment.saved.config, dropout=experiment.settings.dropout)
     classifier = new_classifier(experiment, config, data.task, seed)
-    answering = experiment.predictor(data.task, classifier)
-    run = Run(seed, folder, compared, examples, answering, bar)
+    predictor = experiment.predictor(data.task, classifier)
+    run = Run(seed, folder, compared, examples, predictor, bar)
     scores = train(run, new_optimizer(experiment.settings, classifier), experiment.precision.scaler(), data.dev)
-    test_scores = evaluate(answering, {"test": data.test}, folder) if data.test else {}
-    write_predictions(answering, data.unlabelled, submissions, experiment.user_file, folder)
+    test_scores = evaluate(predictor, {"test": data.test}, folder) if data.test else {}
+    write_predictions(predictor, data.unlabelled, submissions, experiment.user_file, folder)
     dev_rows = {split or "dev": len(rows) for split, rows in data.dev.items()}
     result = RunResult(data.key, seed, scores, test_scores, compared, experiment.source, len(data.train), data.skipped,
                        dev_rows, str(experiment.device), round(time.perf_counter() - start, 1))
@@ -266,12 +267,12 @@ def apply_classifier(experiment: Experiment, data: TaskData) -> None:
     require(bool(data.dev or data.test or data.unlabelled or experiment.user_file),
             f"nothing to do for {experiment.source}: {data.task.name}'s labelled files are not there; set --task and "
             "--data-dir or name texts with --predict-file")
-    answering = experiment.predictor(data.task, experiment.saved.network.to(experiment.device))
+    predictor = experiment.predictor(data.task, experiment.saved.network.to(experiment.device))
     folder = experiment.output / "predictions"
     splits = data.dev | ({"test": data.test} if data.test else {})
     if splits:
-        print(f"{data.task.name}: {scores_text(evaluate(answering, splits))}")
-    write_predictions(answering, data.unlabelled, folder, experiment.user_file, folder)
+        print(f"{data.task.name}: {scores_text(evaluate(predictor, splits))}")
+    write_predictions(predictor, data.unlabelled, folder, experiment.user_file, folder)
 
 
 # Training
@@ -320,7 +321,7 @@ class Run(NamedTuple):
     folder: Path
     compared: dict[str, Any]  # settings on which the result depends
     examples: Examples
-    answering: Predictor  # with the classifier that is trained
+    predictor: Predictor  # with the classifier that is trained
     bar: tqdm  # of the steps of all seeds
 
     def epoch_steps(self) -> int:
@@ -334,7 +335,7 @@ def train(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScal
     The run's folder gets metrics.jsonl, TensorBoard events, the last answers to the dev rows, and after each epoch all
     that resuming needs. The random state isn't saved: seed and epoch determine it.
     """
-    classifier, name = run.answering.classifier, f"{run.answering.task.name}, seed {run.seed}"
+    classifier, name = run.predictor.classifier, f"{run.predictor.task.name}, seed {run.seed}"
     begin, skipped, scores = 0, 0, {}
     checkpoint = read_checkpoint(run.folder / CHECKPOINT, run.compared)
     if checkpoint:
@@ -351,7 +352,7 @@ def train(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScal
         if skipped:
             tqdm.write(f"warning: {skipped} of {step} steps were skipped: their gradients were not finite")
         require(skipped < step, "no step had a finite gradient: the model has diverged, lower --learning-rate")
-        scores = evaluate(run.answering, dev, run.folder)
+        scores = evaluate(run.predictor, dev, run.folder)
         log.write(step, True, scores)
         run.bar.set_postfix_str(scores_text(scores))
         save(run.folder / CHECKPOINT,
@@ -376,7 +377,7 @@ def read_checkpoint(path: Path, compared: dict[str, Any]) -> dict[str, Any]:
 def train_epoch(run: Run, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, epoch: int,
                 log: MetricsLog) -> int:
     """One epoch; how many of its steps were skipped. Such a step, without a finite gradient, changes nothing."""
-    classifier, task, vocabulary, precision, max_length, *_ = run.answering
+    classifier, task, vocabulary, precision, max_length, *_ = run.predictor
     examples, device = run.examples, classifier.prediction.weight.device
     first_step, total = epoch * run.epoch_steps(), run.compared["epochs"] * run.epoch_steps()
     warmup = int(total * run.compared["warmup_share"])

@@ -309,8 +309,8 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
                 f"{settings.model.vocab_size:,}: set --model.vocab-size {vocabulary.size}")
         vocabularies = [vocabulary, *(Vocabulary.of_network(saved, "") for saved in initial.values())]
         require(len({(tuple(one.pieces()), one.case_note) for one in vocabularies}) == 1,
-                f"--vocab {settings.vocab} has other pieces, or another treatment of case, than --init-from "
-                f"{settings.init_from}: leave --vocab out")
+                f"--vocab {settings.vocab} has other pieces than --init-from {settings.init_from}, or treats case "
+                "in another way: leave --vocab out")
     elif checkpoint:
         vocabulary = Vocabulary.from_json(checkpoint["vocabulary"], settings.output)
     elif initial:

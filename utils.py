@@ -116,10 +116,8 @@ def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator]:
     because Python would send them SIGTERM at its exit and wait for ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
-    try:
-        batches = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    batches = iter(loader)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         yield batches
     finally:

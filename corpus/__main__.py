@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
 def is_encoding(name: str) -> bool:
     """Whether Python knows a text encoding of this name."""
     try:
-        b"".decode(name)
+        "a".encode(name)
     except LookupError:
         return False
     return True

@@ -10,11 +10,10 @@ from itertools import chain, groupby, pairwise
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from corpus.sentences import (BEFORE_NAME, CJK_LETTERS, LONGEST_HEADING, WIDEST_WRAPPED, clean_paragraph, ends_sentence,
-                              ends_with_hyphen, is_verse, join_paragraph, normalize, split_sentences)
+from corpus.sentences import (BEFORE_NAME, CJK_LETTERS, LONGEST_HEADING, WIDEST_VERSE, WIDEST_WRAPPED, clean_paragraph,
+                              ends_sentence, ends_with_hyphen, is_verse, join_paragraph, normalize, split_sentences)
 from corpus.sources import RawDocument, Source
 
-WIDEST_VERSE = 60  # characters; prose is wrapped at 65 and more
 SAMPLE_LINES = 500  # the beginning of a text, by which it is decided whether it has a sentence a line
 
 # What Project Gutenberg puts before, between and after the books of a file: from the beginning to the line that says
@@ -119,6 +118,8 @@ def has_sentence_lines(lines: list[str], language: str = "en") -> bool:
     texts = [line.strip() for block in sample for line in block]
     if len(texts) < 2 * len(sample):
         return False  # with a blank line after almost every line they are paragraphs
+    if sum(map(is_heading, texts)) > 0.1 * len(texts):
+        return False  # with so many lines in capitals, which name the speakers, they are a play
     ended = sum(not text[-1].isalnum() and text[-1] not in ",;，、；" for text in texts)
     if ended <= 0.8 * len(texts):
         return False  # with so many lines that break off they are hard-wrapped
@@ -142,7 +143,7 @@ def join_wrapped_lines(lines: list[str]) -> list[str]:
             continues = paragraphs and (
                 is_wrapped(previous, line, width) or is_torn(" ".join(paragraphs[-1]), line)
                 or (verse and is_open(previous) and not is_heading(line.strip()))
-                or (not previous and is_stanza(block) and is_stanza(last_block) and last_block[-1][-1].isalnum()))
+                or (not previous and goes_on(last_block, block)))
             if continues:
                 paragraphs[-1].append(line.strip())
             else:
@@ -152,9 +153,12 @@ def join_wrapped_lines(lines: list[str]) -> list[str]:
     return [EMPHASIS.sub(r"\1", paragraph) for paragraph in joined]
 
 
-def is_stanza(block: list[str]) -> bool:
-    """Whether a block is verse beyond doubt, so that its last sentence may go on in the next one."""
-    return len(block) > 2 and is_verse(block) and max(map(len, block)) <= WIDEST_VERSE and not is_heading(block[0].strip())
+def goes_on(stanza: list[str], next_stanza: list[str]) -> bool:
+    """Whether two blocks are verse beyond doubt, and the first stops inside of a sentence."""
+    widest = max(map(len, stanza + next_stanza))
+    if len(stanza) < 3 or widest > WIDEST_VERSE or not is_verse(stanza) or not is_verse(next_stanza):
+        return False
+    return stanza[-1][-1].isalnum() and not is_heading(next_stanza[0].strip())
 
 
 def is_open(line: str) -> bool:

@@ -9,6 +9,7 @@ from html.entities import html5
 import sentencex
 
 LONGEST_HEADING = 160  # characters; a longer paragraph is taken as prose whatever it looks like
+WIDEST_VERSE = 60  # characters; prose is wrapped at 65 and more
 WIDEST_WRAPPED = 100  # characters; longer lines are neither hard-wrapped nor verse
 SENTENCE_ENDS = {".", "!", "?", "…", "。", "！", "？", "．", "।", "॥", "؟", "۔"}
 FORMULA = "\ufffc"  # stands where a formula was
@@ -41,13 +42,14 @@ ORDINAL_LANGUAGES = {"bs", "cs", "da", "de", "et", "eu", "fi", "fo", "hr", "hu",
                      "sk", "sl", "sr", "tr"}
 # A small letter at the beginning, perhaps after the dash between what is said and who says it ("—dijo él").
 SMALL_BEGINNING = re.compile(r"(?:[—–―-]\s*)?([^\W\d_])")
+CLOSING_MARKS = {"\"", "”", "»", "」", "』"}
 # A quotation as a whole: its opening mark, what is quoted, its closing mark.
 QUOTATION = re.compile(r"([\"“«„»「『])([^\"“”«»„「」『』]+)([\"”»“«」』])")
 # A sentence in Chinese or Japanese, up to a full stop that is not inside of brackets or quotation marks.
 CJK_STOPS = "。！？｡．"
 LATIN_STOP = re.compile(r"[.!?]\s")
 CJK_SENTENCE = re.compile(
-    r"(?:「[^「」]*」|『[^『』]*』|（[^（）]*）|“[^“”]*”|[^。！？｡．]|．(?=\d))*+(?:[。！？｡．]+[」』）”]*)?")
+    r"(?:「[^「」]*」|『[^『』]*』|（[^（）]*）|“[^“”]*”|《[^《》]*》|[^。！？｡．]|．(?=\d))*+(?:[。！？｡．]+[」』）”]*)?")
 BETWEEN_QUOTATIONS = re.compile(r"(?<=[。！？｡．][」』”])(?=[「『“])")
 CJK_LETTERS = r"\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 CJK_LETTER = re.compile(f"[{CJK_LETTERS}]")
@@ -100,8 +102,9 @@ def keep_between_letters(joiners: re.Match) -> str:
 def clean_paragraph(text: str) -> str:
     """A normalized paragraph without the gaps that dropped markup leaves in it."""
     text = normalize(text)
-    while EMPTY_BRACKETS.search(text):  # again for brackets that held nothing but empty brackets
-        text = EMPTY_BRACKETS_AND_BLANKS.sub("", text)
+    for _ in range(3):  # again for brackets that held nothing but empty brackets
+        if EMPTY_BRACKETS.search(text):
+            text = EMPTY_BRACKETS_AND_BLANKS.sub("", text)
     for pattern, replacement in GAPS:
         text = pattern.sub(replacement, text)
     return text
@@ -122,15 +125,17 @@ def ends_sentence(line: str) -> bool:
 
 
 def join_paragraph(lines: list[str]) -> list[str]:
-    """The lines of a paragraph or stanza as one, and apart from it those behind its last punctuation, if it is short.
+    """The lines of a paragraph as one; those behind the last punctuation of a stanza apart.
 
-    They may be a heading or the end of a list; a paragraph that ends with them would be taken for one and be lost.
+    A short stanza that ends with them would be taken for a heading and be lost as a whole.
     """
     whole = reduce(join_lines, lines)
-    ends = [number for number, line in enumerate(lines, 1) if not line[-1].isalnum()]
-    if len(whole) > LONGEST_HEADING or not ends or ends[-1] == len(lines):
+    if not whole[-1].isalnum() or len(whole) > LONGEST_HEADING or max(map(len, lines)) > WIDEST_VERSE:
         return [whole]
-    return [reduce(join_lines, lines[:ends[-1]]), reduce(join_lines, lines[ends[-1]:])]
+    ended = [number for number, line in enumerate(lines, 1) if not line[-1].isalnum()]
+    if not ended:
+        return [whole]
+    return [reduce(join_lines, lines[:ended[-1]]), reduce(join_lines, lines[ended[-1]:])]
 
 
 def join_lines(line: str, next_line: str) -> str:
@@ -171,7 +176,7 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
             opening, quoted, closing = quotation.groups()
             parts = split_sentences(quoted, language) or [""]
             parts[0] = opening + parts[0]
-            parts[-1] += closing
+            parts[-1] += closing + segment[len(segment.rstrip()):]
             sentences += parts
         else:
             sentences.append(segment)
@@ -192,7 +197,7 @@ def segments(text: str, language: str) -> list[str]:
         if segment[-1:] in "'’‘" and segment[-2:-1].isspace():
             cut[number] = segment[:-1]
             cut[number + 1] = segment[-1] + cut[number + 1]
-    return cut
+    return [segment for segment in cut if segment]
 
 
 def continues_sentence(sentence: str, segment: str, is_lowercase: bool, language: str) -> bool:
@@ -200,9 +205,9 @@ def continues_sentence(sentence: str, segment: str, is_lowercase: bool, language
     beginning = SMALL_BEGINNING.match(segment)
     if beginning and beginning[1].islower() and not is_lowercase:
         return True
-    if sentence[-1:] in "」』”" and CJK_LETTER.match(segment):
-        return True  # who says what was quoted
     sentence = sentence.rstrip()
+    if sentence[-1:] in CLOSING_MARKS and unicodedata.category(segment[0]) == "Lo":
+        return True  # who says what was quoted, in a writing without small letters
     if segment[:1].isdigit() and BEFORE_NUMBER.search(sentence):
         return True
     if language in ORDINAL_LANGUAGES and ORDINAL.search(sentence):

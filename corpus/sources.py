@@ -32,7 +32,7 @@ NAMESPACES = ("(?:(?:User|Wikipedia|Project|File|Image|MediaWiki|Template|Help|C
 TEXT_SUFFIXES = {".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown"}
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 # What is not read as text, even if the file is named: tables and markup, by suffix or by their first bytes.
-OTHER_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".html", ".htm", ".xml", ".tex", ".epub")
+OTHER_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".html", ".htm", ".xml", ".tex", ".epub", ".tar", ".zip", ".zst")
 OTHER_BEGINNING = re.compile(rb"%PDF-|%!PS|\{\\rtf|PK\x03\x04|<!doctype html|<html|<\?xml", re.IGNORECASE)
 JSON_BEGINNING = re.compile(rb'\{\s*"[^"\n]*"\s*:')
 # The marks at the beginning of a file that tell its encoding; UTF-32 before UTF-16, whose mark its own begins with.
@@ -41,6 +41,7 @@ ENCODING_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", c
 # Encodings that hold all characters of those that the detector names, and more.
 SUPERSETS = {"ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis_2004": "cp932",
              "shift_jis": "cp932", "euc_kr": "cp949"}
+DETECTED_BYTES = 200_000  # of a text by which its encoding is detected
 WINDOWS_1252 = "windows-1252 for single bytes"  # name of an error handler: old books mix it with UTF-8
 
 FILE_HIDDEN = "hidden files"
@@ -156,18 +157,25 @@ def recognize_encoding(head: bytes, encoding: str) -> str:
     for mark, marked_encoding in ENCODING_MARKS.items():
         if head.startswith(mark):
             return marked_encoding
-    if head.count(0) < len(head) / 10:  # in UTF-16 and UTF-32 there are more
-        head = head.replace(b"\0", b"")
-    if encoding and head.isascii():
-        return encoding
-    if b"\0" not in head and b"\x1b" not in head:  # the escape character begins Japanese in seven bits
-        lines = [line for line in head.split(b"\n") if not line.isascii()]
-        if sum(map(is_utf8, lines)) >= len(lines) / 2:  # the other lines are damaged, or in Windows-1252
-            return "utf-8"
-        head = b"\n".join(lines)
-    if encoding:
-        return encoding
-    detected = chardet.detect(head, compat_names=False)["encoding"] or ""
+    detected = detect_encoding(head) if b"\0" in head else ""
+    is_wide = detected.startswith(("utf-16", "utf-32"))
+    if head.count(0) > 1 + len(head) / 100 and not is_wide:
+        return encoding if "utf" in encoding.lower() else ""  # binary
+    text = head.replace(b"\0", b"")
+    lines = [line for line in text.split(b"\n") if not line.isascii()]
+    if (encoding or is_wide) and not lines:
+        return encoding or detected
+    # The escape character begins Japanese in seven bits. Lines that are not UTF-8 are damaged, or in Windows-1252.
+    if b"\x1b" not in text and sum(map(is_utf8, lines)) >= len(lines) / 2:
+        return "utf-8"
+    if encoding or is_wide:
+        return encoding or detected
+    return detect_encoding(text if len(text) <= DETECTED_BYTES else b"\n".join(lines))
+
+
+def detect_encoding(text: bytes) -> str:
+    """The encoding in which chardet takes a text to be, or what holds all its characters; "" for what is no text."""
+    detected = chardet.detect(text, compat_names=False, max_bytes=DETECTED_BYTES)["encoding"] or ""
     return SUPERSETS.get(detected, detected)
 
 

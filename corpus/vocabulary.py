@@ -16,7 +16,7 @@ LONGEST_WORD = 100  # characters; a longer one is [UNK], as in the original
 
 LEARNING_LINES = 1_000_000  # evenly spread lines of the corpus from which a vocabulary is learned
 LEARNING_VERSION = 4  # part of the cache key: raise it when the same corpus would give another vocabulary
-COVERAGE = 0.9995  # share of the words whose letters are all to be known, SentencePiece's default for large scripts
+COVERAGE = 0.9995  # share of the words whose letters are all to be known; SentencePiece's default, there of the letters
 LETTERS_SHARE = 0.75  # most pieces that are given to letters, so that there is room for words and parts of words
 FEWEST_LETTERS = 256  # known whatever the text needs, and no fewer than one piece in 16: they serve other texts
 
@@ -55,28 +55,22 @@ def learned_vocabulary(paths: tuple[Path, ...], size: int, case: str, cache: Pat
 
 def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
     """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order."""
-    counted_words = count_words(corpus, case)
-    letters = frequent_letters(counted_words, size)
-    # Where a joiner is not among the letters, the tokenizer drops it, so the words are those without it.
-    dropped = str.maketrans("", "", "".join(set(JOINERS) - set(letters)))
-    words = Counter()
-    for word, count in counted_words.items():
-        words[word.translate(dropped)] += count
+    tokenizer = wordpiece({f"##{joiner}": number for number, joiner in enumerate(JOINERS)}, *CASES[case])  # keeps both
+    words = count_words(corpus, tokenizer)
+    letters = frequent_letters(words, size)
     inner_letters = {letter for word in words for letter in word[1:]} & set(letters)
     # The trainer numbers letters at random and breaks ties by number, so that the same text would give another vocabulary
     # each time. It keeps the order of special tokens, so the letters are given to it as such.
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, limit_alphabet=len(letters), initial_alphabet=letters, show_progress=False,
         special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in sorted(inner_letters))])
-    tokenizer = wordpiece({}, *CASES[case])
     tokenizer.train_from_iterator(words.elements(), trainer)
     pieces = [*SPECIAL_TOKENS, *sorted(set(tokenizer.get_vocab()) - set(SPECIAL_TOKENS))]
     return Vocabulary(wordpiece({piece: number for number, piece in enumerate(pieces)}, *CASES[case]), "learned")
 
 
-def count_words(corpus: Corpus, case: str) -> Counter[str]:
-    """How often each word, as the networks are to see it, comes in the training text; joiners between letters are kept."""
-    tokenizer = wordpiece({f"##{joiner}": number for number, joiner in enumerate(JOINERS)}, *CASES[case])
+def count_words(corpus: Corpus, tokenizer: Tokenizer) -> Counter[str]:
+    """How often each word of the training text comes, as the tokenizer normalizes and cuts it."""
     words = Counter()
     for line in islice(corpus.split(False), 0, None, corpus.lines // LEARNING_LINES + 1):
         normalized = tokenizer.normalizer.normalize_str(line)

@@ -79,7 +79,7 @@ FORMULAS = {"math", "mvar", "tmath", "chem", "chem2", "ce", "hiero", "score", "v
 # Tags whose content isn't prose.
 UNSEEN_TAGS = {"ref", "references", "table", "gallery", "timeline", "imagemap", "graph", "mapframe", "maplink",
                "pre", "templatestyles", "section", "indicator", "includeonly"}
-PARSER_FUNCTIONS = {"formatnum", "lc", "uc", "lcfirst", "ucfirst", "nowrap"}  # that show their argument
+PARSER_FUNCTIONS = {"formatnum", "lc", "uc", "lcfirst", "ucfirst"}  # that show their argument
 CODE_TAGS = {"source", "syntaxhighlight"}  # whose content may be part of a sentence
 LINE_TAGS = {"li", "dt", "p"}  # that begin a new line
 MARKED_TAGS = {"br": "\v", "dd": "\r"}  # whose lines may be verse
@@ -91,15 +91,18 @@ APART_INDENT = re.compile(r"(?<=[^\n\r])\r+|^([^\r\n].*)\n(?=\r)|^(\r.*)\n(?=[^\
 PAGE_NAME = re.compile(r"\{\{\s*(?:FULL|BASE|SUB)?PAGENAME\s*\}\}")
 # Templates that are not known and whose gaps no sentence shows: those that have their line to themselves; those before the
 # bold title at the beginning of a line; notes right behind punctuation; and what follows the last full stop of a line.
-U = UNKNOWN_TEMPLATE
+GAP = UNKNOWN_TEMPLATE
+GAPS = rf"[ \t{GAP}]*"
 APART_TEMPLATE = re.compile(
-    rf"^[ \t{U}]*{U}[ \t{U}]*(?=$|\'\'\')|(?<=[.,;:!?…»”\")]){U}+(?=\s|$)|(?<=[.!?。！？」』）]){U}[ \t{U}]*$|"
-    rf"(?<=[.!?。！？])[ \t]+{U}[ \t{U}]*$", re.MULTILINE)
+    rf"^\r*{GAPS}{GAP}{GAPS}(?=$|\'\'\')|(?<=[.,;:!?…»”\")]){GAP}+(?=\s|$)|(?<=[.!?。！？」』）]){GAPS}{GAP}{GAPS}$",
+    re.MULTILINE)
 # An addition in brackets in which such a template stands, and the parts of it that hold nothing else but a label.
 INSIDE = r"(?:[^()（）\n]|\([^()（）\n]*\))*"
-BRACKETS = re.compile(rf"[ \t]*[(（]({INSIDE}{U}{INSIDE})[)）]")
+BRACKETS = re.compile(rf"[ \t]*[(（]({INSIDE}{GAP}{INSIDE})[)）]")
+CONJUNCTION = r"\b(?:or|and|und|oder|et|ou|y|o|e|и)\b"
 UNKNOWN_PART = re.compile(
-    rf"(?:[^:：]{{1,40}}[:：])?[\s\[\]\"“”„«»/–-]*{U}(?:[\s{U}\[\]\"“”„«»:/–-]|\b(?:or|and|und|et|y|o|и)\b)*")
+    rf"(?:[^:：]{{1,40}}[:：])?[\s\[\]\"“”„«»/–-]*{GAP}(?:[\s{GAP}\[\]\"“”„«»:/–-]|{CONJUNCTION})*|"
+    rf"(?:[\s/]|{CONJUNCTION})*")
 
 # A choice between variants of Chinese and other languages, with its flags: "-{zh-hans:接;zh-hant:線}-".
 VARIANTS = re.compile(r"-\{(?:([A-Z+-]{1,2}|[a-z-]+(?:;[a-z-]+)*)\|)?([^{}]*)\}-")
@@ -179,10 +182,9 @@ def wikitext_to_prose(wikitext: str, hidden_namespaces: str) -> str:
     text = visible_text(mwparserfromhell.parse(sections), hidden_link)
     if UNKNOWN_TEMPLATE in text:
         text = BRACKETS.sub(drop_unknown_parts, APART_TEMPLATE.sub("", text))
-    text = LINE_BREAK.sub("\n", text)
     if "\r" in text:
         text = APART_INDENT.sub(r"\1\2\n\n", text).replace("\r", "")
-    lines = [line.rstrip() for line in text.split("\n")]
+    lines = [line.rstrip() for line in LINE_BREAK.sub("\n", text).split("\n")]
     return "\n".join(join_open_lines(lines))
 
 
@@ -306,7 +308,9 @@ def tag_text(tag: nodes.Tag, hidden_link: re.Pattern) -> str:
     text = visible_text(tag.contents, hidden_link)
     if name == "b":
         return f"'''{text}'''"  # removed in the end; it shows where the text of an article begins
-    return f"\n\n{text}\n\n" if name == "poem" else line_break + text
+    if name == "poem":
+        return "\n\n" + text.replace("\r", "") + "\n\n"
+    return line_break + text
 
 
 def template_text(template: nodes.Template, hidden_link: re.Pattern) -> str:

@@ -336,12 +336,13 @@ def head_text(study: Study) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     hours = sum(line["seconds"] for line in study.lines) / 3600
     flops = sum(line.get("flops", 0) for line in study.lines)
+    cost = f"{hours:.1f} hours" + (f", {flops:.2g} FLOPs" if flops else "")
     spreads = "; ".join(f"{metric} {spread:.3g}" for metric, spread in study.spreads.items() if math.isfinite(spread))
     freedom = study.degrees_of_freedom(study.metric)
     noise = (f"Standard deviation of one trial between seeds, over all settings: {spreads} ({freedom} degrees of freedom)."
              if spreads else "Each combination has one seed, so the spread between seeds is not known.")
     return (f"# Study {study.name}\n\n{len(study.lines)} trials ({counts}) of {len(study.combinations)} combinations of "
-            f"settings; {hours:.1f} hours, {flops:.2g} FLOPs. Metric: {study.metric}, to {study.direction}.\n\n{noise}")
+            f"settings; {cost}. Metric: {study.metric}, to {study.direction}.\n\n{noise}")
 
 
 def best_text(study: Study) -> str:

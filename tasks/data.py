@@ -145,24 +145,21 @@ def labelled_row(record: Record, task: Task, number: int) -> tuple[Row, str]:
         words, labels = record.values.get(task.texts[0]), label
         if record.problem or not (isinstance(words, list) and isinstance(labels, list)):
             return Row("", (), ()), record.problem or "expected lists of words and labels"
-        row = Row(index_of(record, number), tuple(lists_of(words)), tuple(lists_of(labels)), record.line)
+        row = Row(index_of(record) or str(number), tuple(lists_of(words)), tuple(lists_of(labels)), record.line)
         is_whole = words and len(words) == len(labels) and all(row.texts) and all(row.label)
         return row, "" if is_whole else f"{len(words)} words and {len(labels)} labels, or an empty one"
     texts = tuple(text_of(record.values.get(name)) for name in task.texts)
-    row = Row(index_of(record, number), texts, text_of(label).strip(), record.line)
+    row = Row(index_of(record) or str(number), texts, text_of(label).strip(), record.line)
     if record.problem:
         return row, record.problem
     empty = [name for name, text in zip((*task.texts, task.label), (*texts, row.label), strict=True) if not text.strip()]
     return row, f"an empty {' and '.join(empty)}" if empty else ""
 
 
-def index_of(record: Record, number: int) -> str:
-    """The name of a row in files of predictions: its index if it has one, else its number, from 0."""
-    for name in INDEX_COLUMNS:
-        index = text_of(record.values.get(name))
-        if name in record.values and index.isdecimal():
-            return index
-    return str(number)
+def index_of(record: Record) -> str:
+    """The index of a row in its file, empty if it has none."""
+    indexes = [text_of(record.values.get(name)) for name in INDEX_COLUMNS]
+    return next(filter(str.isdecimal, indexes), "")
 
 
 def read_unlabelled(files: TaskFiles, task: Task, file: str) -> list[Row]:
@@ -171,8 +168,8 @@ def read_unlabelled(files: TaskFiles, task: Task, file: str) -> list[Row]:
     for record in files.records(file, list(task.texts)):
         row = unlabelled_row(record, task, len(rows))
         place = f"{source}, line {record.line}"
-        has_index = row.index in map(text_of, (record.values.get(name) for name in INDEX_COLUMNS))
-        require(not record.problem or has_index, f"{place}: {record.problem}. Every row needs an answer: repair the row")
+        require(not record.problem or index_of(record) != "",
+                f"{place}: {record.problem}. Every row needs an answer: repair the row")
         require(row.index not in lines_by_index,
                 f"{place}: the index {row.index} is that of line {lines_by_index.get(row.index)} too: repair one of them")
         lines_by_index[row.index] = record.line
@@ -182,12 +179,13 @@ def read_unlabelled(files: TaskFiles, task: Task, file: str) -> list[Row]:
 
 
 def unlabelled_row(record: Record, task: Task, number: int) -> Row:
-    """A row to predict."""
-    if task.kind == "tokens":
-        words = tuple(lists_of(record.values.get(task.texts[0]) or []))
-        return Row(index_of(record, number), words, (math.nan,) * len(words), record.line)
-    texts = tuple(text_of(record.values.get(name)) for name in task.texts)
-    return Row(index_of(record, number), texts, math.nan, record.line)
+    """A row to predict. Its name in files of predictions is its index if it has one, else its `number`."""
+    values = [record.values.get(name) for name in task.texts]
+    index = index_of(record) or str(number)
+    if task.kind == "texts":
+        return Row(index, tuple(map(text_of, values)), math.nan, record.line)
+    words = lists_of(values[0]) if isinstance(values[0], list) else text_of(values[0]).split()
+    return Row(index, tuple(words), (math.nan,) * len(words), record.line)
 
 
 # Labels

@@ -77,7 +77,7 @@ def encode_words(rows: Sequence[Row], labels: list[np.ndarray], vocabulary: Voca
             pieces = [next(encoded) or [vocabulary.unk] for _ in words]
             firsts = np.cumsum([0, *map(len, pieces)])[:-1] + 1  # after [CLS]
             kept = firsts <= max_length - 2
-            ids = list(itertools.chain.from_iterable(pieces))
+            ids = list(itertools.chain.from_iterable(pieces)) or [vocabulary.unk]
             cut += len(ids) > max_length - 2
             segments.append((np.array(ids[:max_length - 2], np.uint16), np.array([], np.uint16)))
             positions.append(firsts[kept])

@@ -129,11 +129,11 @@ def read_user_file(path: Path, task: Task) -> UserFile:
     is_table = suffix in READERS or suffix in SEPARATORS or (task.kind == "tokens" and suffix != ".txt")
     if suffix == ".tsv" and task.kind == "texts":
         first = next((line.split("\t") for _, line in text_lines(path) if line), [])
-        is_table = set(task.texts) <= set(first) or bool(task.header) or len(first) != len(task.texts)
+        is_table = set(task.texts) <= set(first) or len(first) != len(task.texts)
     records = list(read_records(path, task, list(task.texts)) if is_table else line_records(path, task))
     rows = []
     for record in records:
-        require(not record.problem, f"{path}, line {record.line}: {record.problem}")
+        require(not record.problem, f"{path}, line {record.line}: {record.problem}: repair the row")
         rows.append(unlabelled_row(record, task, len(rows)))
     require(bool(rows), f"no text in {path}: expected one a line, a pair separated by a tab, or a table with the columns "
             f"{', '.join(task.texts)}")

@@ -21,6 +21,7 @@ from corpus import conversion, documentation, sources, wikipedia
 from corpus.books import has_sentence_lines, join_wrapped_lines
 from corpus.documentation import docstring_paragraphs, documentation_corpus
 from corpus.sentences import split_sentences
+from dataset import read_lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -219,6 +220,94 @@ def test_templates_links_and_sections_of_other_dumps_become_prose(tmp_path, conv
     assert [" ".join(lines) for lines in documents[:-1]] == ([expected] if expected else [])
 
 
+@pytest.fixture
+def sentences(tmp_path, convert, monkeypatch):
+    """The sentences of an article with this wikitext, however short, and what was printed."""
+    monkeypatch.setattr(conversion, "SHORTEST_PARAGRAPH", 1)
+
+    def run(text, *flags):
+        path = write(tmp_path / "w.xml", dump(page("Foo", text), *cats(0, 1)))
+        _, documents, printed = convert("--wiki", path, *flags)
+        return [line for document in documents[:-1] for line in document], printed
+    return run
+
+
+@pytest.mark.parametrize("text, expected", [
+    # What is shown: links to other wikis, numbers, foreign words, titles, signs.
+    ("Die Sage nennt {{ill|Odo|fr|Odon|lt=Odo den Alten}} und {{Nowrap|drei Söhne}}.",
+     "Die Sage nennt Odo den Alten und drei Söhne."),
+    ("翌年に{{仮リンク|青の塔|en|Blue Tower|label=青塔}}が建てられた。", "翌年に青塔が建てられた。"),
+    ("該協議由{{link-en|某人|Somebody}}及{{tsl|en|Other|他人|另一人}}提出。", "該協議由某人及另一人提出。"),
+    ("Elle mesure {{unité|12|km|2}}, selon {{Mme|Petit}} et {{Lien|langue=en|fr=Jean Dupré|trad=John}}.",
+     "Elle mesure 12 km2, selon Mme Petit et Jean Dupré."),
+    ("Книгу написал {{нп5|Джон Доу||en|John Doe}}, ей {{nobr|5 лет}}.", "Книгу написал Джон Доу, ей 5 лет."),
+    ("Mieszka tu {{formatnum:12500}} osób{{r|spis}}, {{fakt|dużo|data=2010}}.", "Mieszka tu 12500 osób, dużo."),
+    ("It holds {{convert|5|-|6|m3}} of {{transl|ru|kvas}} and is {{convert|6|ft|2|in|cm}} high.",
+     "It holds 5–6 m3 of kvas and is 6 ft 2 in high."),
+    ("El {{siglo|XV||s}} fue largo.{{cita requerida}}", "El siglo XV fue largo."),
+    ("{{PAGENAME}} is what the page is called.", "Foo is what the page is called."),
+    # What is silent: notes, pronunciation, marks of doubt, anchors, coordinates, boxes.
+    ("The mill{{sfn|Doe|1990}} stands{{by whom?}} here{{citation needed|date=May 2001}}, at {{coord|1|2}} a brook.",
+     "The mill stands here, at a brook."),
+    ("{{Infobox mill\n| name = Mill\n}}'''The mill''' {{IPAc-en|m|ɪ|l}} is old.{{odd note|1}} It is{{Anchor|x}} tall.",
+     "The mill is old. It is tall."),
+    ("این شهر{{مدرک}} بزرگ است.", "این شهر بزرگ است."),
+    # Brackets lose what is not known, a sentence is left out with it.
+    ("The mill ({{native name|xx|Mul}}; {{IPA|x}} or {{respell|X}}; old: {{strange|y}}, built 1802) is old.",
+     "The mill (built 1802) is old."),
+    ("東京（{{謎|x}}）は「{{lang|en|big}}」だ。", "東京は「big」だ。"),
+    ("The {{strange|tall}} mill is old. It is kept.\nNobody saw {{odd}}. The mill {{strange}}, they say, burns.",
+     "It is kept."),
+    ("{{Odd}} was a mill.\n{{Odd box|1}}\n'''It''' was old.\n{{odd|1}} '''It''' fell. {{clear odd}}",
+     "It was old. It fell."),
+    ("See http://a.org/b for all.[http://a.org] The <syntaxhighlight inline>x</syntaxhighlight> is code.",
+     "See http://a.org/b for all."),
+    # Variants of Chinese.
+    ("快速-{zh-hans:连接;zh-hant:連線}-和-{A|zh-tw:軟體; zh-cn:软件}-在-{里}-。-{H|zh-cn:甲;zh-tw:乙}-[[A|-{zh-tw:丙}-]]"
+     "好。",
+     "快速连接和软件在里。 丙好。"),
+    # Characters that only look like markup.
+    ("The __init__ of main() sets x[] and y[:5] (1,) for AT&amp;T; R&amp;D; and &amp;amp;nbsp;co. #1 is &lt;3.",
+     "The __init__ of main() sets x[] and y[:5] (1,) for AT&T; R&D; and co. #1 is <3."),
+    # Verse and other lines of one paragraph.
+    ("<poem>\nThe wind was a torrent\n:of darkness among\nthe gusty trees,\nthe moon was a ghost.\n\nThe road\nwas long;\n"
+     "a ribbon\n</poem>\n:One line,<br />another\n:ends.\nIt goes on\nin prose.\n;Term\n:Its meaning.",
+     "The wind was a torrent of darkness among the gusty trees, the moon was a ghost. The road was long; "
+     "One line, another ends. It goes on in prose. Its meaning.")])
+def test_a_sentence_is_whole_or_left_out(sentences, text, expected):
+    assert " ".join(sentences(text)[0]) == expected
+
+
+def test_sentences_with_templates_that_are_not_known_are_counted(sentences):
+    lines, printed = sentences("The {{strange|tall}} mill is old. It is kept. It {{odd}}.")
+    assert lines == ["It is kept."]
+    assert "2 sentences with templates that are not known\n" in printed
+
+
+@pytest.mark.parametrize("heading", ["脚注", "外部链接", "Zie ook", "Przypisy", "منابع", "बाहरी कड़ियाँ"])
+def test_list_sections_and_pictures_of_other_wikis_are_left_out(sentences, heading):
+    text = ("It stays.[[Plik:A.jpg|mini|A picture. Not text.]][[ファイル:B.jpg|thumb|Nor this.]]\n"
+            f"== {heading} ==\nThis is a list.\n")
+    assert sentences(text)[0] == ["It stays."]
+
+
+def test_pages_of_old_dumps_are_told_apart_by_the_names_of_namespaces(tmp_path, convert):
+    head = HEAD.replace('<namespace key="6"', '<namespace key="0" /><namespace key="3">Benutzer Diskussion</namespace>'
+                        '<namespace key="6"')
+    titles = ["Cat 1: the return", "Talk:Cat 2", "benutzer Diskussion:Cat 3", "Datei:Cat 4.jpg", "Benutzer: the film"]
+    pages = [page(title, PROSE.format(n)).replace("<ns>0</ns>", "") for n, title in enumerate(titles, 1)]
+    code, documents, printed = convert("--wiki", write(tmp_path / "w.xml", head + "".join([*pages, "</mediawiki>"])))
+    assert (code, documents) == (0, cat_lines(1, 5))
+    assert "3 pages of other namespaces\n" in printed
+
+
+def test_of_several_revisions_the_newest_is_taken(tmp_path, convert):
+    revision = "<revision><timestamp>{}</timestamp><text>{}</text></revision>"
+    revisions = "".join(revision.format(f"20{year}-05-01T00:00:00Z", PROSE.format(year)) for year in (11, 15, 13))
+    path = write(tmp_path / "w.xml", f"{HEAD}<page><title>Cat</title><ns>0</ns>{revisions}</page></mediawiki>")
+    assert convert("--wiki", path)[1] == cat_lines(15)
+
+
 @pytest.mark.parametrize("text, expected", [
     ("{0}\nSection::::References.\nThe reference is a sentence that nobody wants to read.", True),
     ("The sources of the river are told of here, at some length.\n\nSources\n\n{0}", False)])
@@ -304,6 +393,8 @@ GUTENBERG = ("*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\n\n{1}\n\n"
     ("This etext was prepared by A. Volunteer, email a@b.org\n\nIt begins here.\n\n"
      "End of this Project Gutenberg Etext\n",
      ["It begins here."]),
+    ("Anmerkungen zur Transkription:\n\nEs war spät.\n\n[Illustrazione: Il ponte]\n\nEs war kalt.\n\n"
+     "Ende dieses Projekt Gutenberg Etextes\n\nDie Lizenz.\n", ["Es war spät.", "Es war kalt."]),
     ("The preface[1] says it[Pg vii] all.\n\n[Footnote 1: See [Greek: logos].]\n\n[Illustration: A [by X]. It is.]\n",
      ["The preface says it all."]),
     ("She had been with us for a year and more, and nobody knew she was very\nill.\n\nHe said as much -\n\n"
@@ -348,11 +439,34 @@ def test_long_texts_are_cut_into_documents(tmp_path, convert, monkeypatch):
     assert 5 <= len(documents) <= 8
 
 
-def test_lines_of_verse_are_not_joined():
-    verse = ["They went not with the soulless,", "Nor let a snare their path environ:",
-             "Their only pitfall was a mine;"]
+def test_lines_of_verse_are_joined_to_sentences():
+    verse = ["They went not with the soulless,", "Nor let a snare their path environ", "Their only pitfall was a mine."]
     prose = ["The owners of the works were the elder brothers, and had been so", "for generations, as everybody knew."]
-    assert join_wrapped_lines([*prose, "", *prose, "", *prose, "", *verse]) == [" ".join(prose)] * 3 + verse
+    assert join_wrapped_lines([*prose, "", *prose, "", *prose, "", *verse]) == [" ".join(prose)] * 3 + [" ".join(verse)]
+
+
+def test_verse_loses_no_words(tmp_path, convert):
+    poem = ["HAMLET:", "  The moon was late, and on the hill", "  the shepherd counted all his sheep",
+            "  and all the mill was still", "  until they fell asleep.", "", "THE RIVER", "",
+            "Who goes there in the rain", "with neither coat nor hat,", "nor any kind of cane", "",
+            "To lean on when the hill is steep", "or hold against the cat?", "", "A last one,", "unended"]
+    assert convert("--books", write(tmp_path / "poem.txt", "\n".join(poem)))[1] == [[
+        "The moon was late, and on the hill the shepherd counted all his sheep and all the mill was still until they fell "
+        "asleep.",
+        "Who goes there in the rain with neither coat nor hat, nor any kind of cane To lean on when the hill is steep or "
+        "hold against the cat?", "A last one,"]]
+
+
+def test_wrapped_lines_of_chinese_are_joined_without_blanks(tmp_path, convert):
+    lines = ["他走进房间很久没有说话只是看着窗外灰色的天空。老人没有回", "答只是摇了摇头。已经很晚了屋里的人都睡着了。"]
+    assert convert("--books", write(tmp_path / "b.txt", "\n".join(lines)), "--language", "zh")[1] == [[
+        "他走进房间很久没有说话只是看着窗外灰色的天空。", "老人没有回答只是摇了摇头。", "已经很晚了屋里的人都睡着了。"]]
+
+
+def test_blank_lines_end_short_documents_of_a_sentence_a_line(tmp_path, convert):
+    documents = [[f"The door number {n} was opened.", f"Nobody came out of it for {n} days."] for n in range(20)]
+    text = "\n\n".join("\n".join(lines) for lines in documents)
+    assert convert("--books", write(tmp_path / "b.txt", text))[1] == documents
 
 
 def test_text_with_a_sentence_a_line_is_distinguished_from_paragraphs():
@@ -360,6 +474,7 @@ def test_text_with_a_sentence_a_line_is_distinguished_from_paragraphs():
     assert not has_sentence_lines([f"It was day {n}. The sun shone. He slept." for n in range(20)])
     assert not has_sentence_lines(["the sun shone on the wall and on", "the old house, and on all who"] * 9)
     assert not has_sentence_lines(["It was day."] + [""] * 1 + ["It was night."])
+    assert not has_sentence_lines(["ANNA.", "It is day.", "", "BERT.", "It is night.", ""] * 9)
 
 
 @pytest.mark.parametrize("expected", [
@@ -367,15 +482,106 @@ def test_text_with_a_sentence_a_line_is_distinguished_from_paragraphs():
     ["See vol. 2, no. 5 and p. 45 for details.", "Next."], ["He left on Jan. 5, 2010.", "Mrs. O'Riordan could not."],
     ["“Who is he?” asked Mr. Brown.", "“I don't know!”"], ["“It is late.", "Go home!", "Why not?”"],
     ["12. The house stood there.", "Lieut. Smith saw it."],
-    ["Ο κ. Παπαδόπουλος ήρθε.", "Πού είναι;"]])
+    ["It was cold.", "'twas May."], ["It was cold.", "'Twas May."], ["“So late?” —she asked.", "—Yes."]])
 def test_sentences_are_not_cut_at_abbreviations_and_initials(expected):
-    assert split_sentences(" ".join(expected), "el" if "κ" in expected[0] else "en") == expected
+    assert split_sentences(" ".join(expected)) == expected
+
+
+@pytest.mark.parametrize("language, expected", [
+    ("el", ["Ο κ. Παπαδόπουλος ήρθε.", " Πού είναι;"]),
+    ("ja", ["塔は800年に建った。", "900年に「もう古い。捨てよう。」と言われた。",
+            "A国が買った（安く。本当に。）後に売った。", "「え？」", "「ああ。」"]),
+    ("zh", ["他走了！", "2001年才回来。", "“你好。”她说。", "圆周率是３．１４。"]),
+    ("de", ["Zum 50. Geburtstag kam der 3. Bruder.", " Er blieb bis 1995.", " Dann ging er."]),
+    ("fi", ["Hän tuli 5. Joulukuuta."]),
+    ("es", ["—¿Quién? —preguntó Ana.", " —Yo."]), ("pl", ["– Kto? – spytał Jan.", " – Ja."]),
+    ("hi", ["वह आया।", " 5 लोग गए।", " “हाँ।” वह बोला।"]), ("ru", ["«Что?» — спросил он.", " Да."])])
+def test_sentences_of_other_languages(language, expected):
+    assert split_sentences("".join(expected), language) == [sentence.strip() for sentence in expected]
 
 
 def test_text_is_normalized(tmp_path, convert):
     text = "The cafe\u200b\u0301 had a so\u00adft\u200b\u00a0  \t “tone” — &amp; that was all\u2028 there was to it."
     assert convert("--wiki", write(tmp_path / "w.xml", dump(page("A", text))))[1] == [
         ["The café had a soft “tone” — & that was all there was to it."]]
+
+
+def test_joiners_stay_between_letters(tmp_path, convert):
+    text = "\u200cمی\u200cخواهم\u200c و क्\u200dष \u200dहै और n\u0303 a\u200c."
+    assert convert("--books", write(tmp_path / "b.txt", text))[1] == [["می\u200cخواهم و क्\u200dष है और ñ a."]]
+
+
+# Encodings and files that are not read
+
+
+RUSSIAN = "Он вошёл в комнату и долго молчал, глядя в окно. Старик ничего не ответил.\n\nБыло уже поздно, и все спали."
+POLISH = "Wszedł do pokoju i długo milczał, patrząc w okno.\n\nBył już późny wieczór, a wszyscy w domu spali."
+GERMAN = "Er ging über die Straße zum Fluß und schwieg.\n\nDie Bäume rauschten, es war schon spät."
+JAPANESE = "吾輩は猫である。名前はまだ無い。\n\nどこで生れたかとんと見当がつかぬ。"
+CHINESE = "他走进房间，很久没有说话。\n\n老人没有回答，只是摇了摇头。已经很晚了。"
+
+
+@pytest.mark.parametrize("text, encodings", [
+    (RUSSIAN, ["windows-1251", "koi8-r", "cp866", "utf-16-le", "utf-32"]), (POLISH, ["iso-8859-2", "cp1250", "utf-8"]),
+    (GERMAN, ["cp1252", "latin-1", "utf-16"]), (JAPANESE, ["shift_jis", "euc_jp", "iso2022_jp"]),
+    (CHINESE, ["gb2312", "gb18030", "utf-16-be"])])
+def test_texts_in_any_encoding_are_read_alike(tmp_path, convert, text, encodings):
+    outputs = []
+    for encoding in ("utf-8-sig", *encodings):
+        path = write(tmp_path / encoding / "b.txt", text.encode(encoding))
+        outputs.append(convert("--books", path, output=f"{encoding}.txt")[1])
+    assert text.split("\n\n")[1] in "".join(outputs[0][0])
+    assert outputs == [outputs[0]] * len(outputs)
+
+
+def test_an_encoding_can_be_named(tmp_path, convert):
+    write(tmp_path / "b" / "a.txt", "Où est-il allé ?".encode("mac_roman"))
+    write(tmp_path / "b" / "b.txt", "Où est-elle allée ?")
+    write(tmp_path / "b" / "c.txt", "Où sont-ils allés ?".encode("utf-16"))
+    assert convert("--books", tmp_path / "b", "--encoding", "mac_roman")[1] == [
+        ["Où est-il allé ?"], ["Où est-elle allée ?"], ["Où sont-ils allés ?"]]
+    assert "--encoding klingon is not known" in convert("--books", tmp_path / "b", "--encoding", "klingon", output="x")[2]
+
+
+def test_a_long_text_keeps_its_encoding_and_single_bytes_are_windows_1252(tmp_path, convert, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_TEXT", 1000)
+    monkeypatch.setattr(sources, "READ_BYTES", 101)
+    lines = [f"Tür {n} ging auf, und es war späte Nacht.\n\n" for n in range(200)]
+    write(tmp_path / "b" / "a.txt", "".join(lines).encode("utf-16"))
+    write(tmp_path / "b" / "b.txt",
+          b"".join(line.encode("cp1252" if n % 9 == 5 else "utf-8") for n, line in enumerate(lines)))
+    documents = convert("--books", tmp_path / "b")[1]
+    assert [line for document in documents for line in document][:200] == [line.strip() for line in lines]
+    assert len(documents) > 5 and documents[len(documents) // 2][0].startswith("Tür")
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path, convert):
+    books = tmp_path / "books"
+    text = "The door number {} was opened, and nobody came out of it."
+    read = {"a.TXT": b"%", "b.text": b"%", "c.MD": b"%", "d.txt.GZ": gzip.compress(b"%"), "_e.txt": b"%", "f.txt": b"%\0",
+            "g.JSONL": b'{"text": "%"}\n'}
+    for n, (name, content) in enumerate(read.items()):
+        number = text.format(n).encode()
+        write(books / name, gzip.compress(number) if name.endswith("GZ") else content.replace(b"%", number))
+    unread = {"h.zip": b"PK\3\4\0\0", "i.tar.gz": gzip.compress(b"b.txt\0\0"), "j.txt.zst": b"\x28\xb5\x2f\xfd",
+              "noext": b"Text.", "k.csv": b"a,b\n1,2\n", "l.jsonl": b'{"body": "b"}\n', "m.html": b"<html>A.</html>",
+              "n.txt": bytes(range(256)) * 9}
+    for name, content in unread.items():
+        write(books / name, content)
+    write(books / ".git" / "o.txt", "Hidden.")
+    code, documents, printed = convert("--books", books)
+    assert (code, sorted(documents)) == (0, [[text.format(n)] for n in range(len(read))])
+    for line in ("7 files of unknown formats\n", "1 files whose encoding is not recognized", "1 hidden files\n"):
+        assert line in printed
+    assert all(f"{name} is left out" in printed for name in unread)
+    for n, name in enumerate(unread):  # named one by one they are refused, but for text without a suffix
+        code, _, printed = convert("--books", books / name, output=f"{n}.txt")
+        assert code == (0 if name == "noext" else 2), name
+        assert code == 0 or f"{name} holds no file of a known format" in printed.splitlines()[-1]
+
+
+def test_training_reads_compressed_files_with_suffixes_in_capitals(tmp_path):
+    assert list(read_lines([write(tmp_path / "corpus.TXT.GZ", gzip.compress(b"One.\n"))])) == ["One.", ""]
 
 
 # All

@@ -208,9 +208,9 @@ def test_predictions_come_in_the_order_of_their_rows(tmp_path, vocabulary):
     classifier = script.new_classifier(experiment, experiment.saved.config, TASKS["rte"], 0)
     rng = np.random.default_rng(0)
     rows = [Row("", tuple(" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(2)), 0.0) for _ in range(23)]
-    answering = experiment.predictor(TASKS["rte"], classifier)
-    alone = np.concatenate([predict(answering, [row]) for row in rows])
-    assert np.allclose(predict(answering, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
+    predictor = experiment.predictor(TASKS["rte"], classifier)
+    alone = np.concatenate([predict(predictor, [row]) for row in rows])
+    assert np.allclose(predict(predictor, rows), alone, atol=1e-5) and np.ptp(alone[:, 0]) > 0.01
 
 
 def test_training_equals_plain_steps_of_adam_without_bias_correction(tune, tmp_path, vocabulary, glue):
@@ -604,6 +604,14 @@ def test_tokens_from_conll_columns_to_predictions_and_transformers(tune, tmp_pat
     assert peer.config.id2label == {0: "B-A", 1: "B-D", 2: "O"}
 
 
+def test_sentences_without_words_or_in_one_string_are_predicted_too(tune, tmp_path):
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"word": []}\n{"word": "the dog"}\n{"word": ["a", "cat"]}\n', encoding="utf-8")
+    assert tune("--task", str(write_tagging(tmp_path)), "--predict-file", str(new), "--batch-size", "1")[0] == 0
+    rows = (tmp_path / "out" / "tags" / "seed-0" / "new-predictions.jsonl").read_text().splitlines()
+    assert [len(json.loads(row)["prediction"]) for row in rows] == [0, 2, 2]
+
+
 def test_words_that_are_cut_off_count_as_missed(tune, tmp_path):
     code, out, _ = tune("--task", str(write_tagging(tmp_path)), "--max-length", "5")
     assert code == 0 and "training examples are longer than 5 tokens and are cut" in out
@@ -658,6 +666,14 @@ def test_an_unfinished_run_is_not_mixed_with_other_settings(tune, tmp_path, monk
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     code, _, err = tune("--task", "rte")
     assert code == 2 and "delete it to begin this run again" in err
+
+
+def test_results_of_other_rows_are_not_mixed(tune, tmp_path):
+    path = write_reviews(tmp_path)
+    assert tune("--task", str(path))[0] == 0
+    write_reviews(tmp_path, rows=42)
+    code, _, err = tune("--task", str(path))
+    assert code == 2 and "with data = " in err
 
 
 def test_a_refused_run_leaves_no_folder(tune, tmp_path, glue):

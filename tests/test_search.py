@@ -116,7 +116,8 @@ def start_search(tmp_path, scripts):
         path.write_text(text)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOW": slow}
         processes.append(subprocess.Popen([sys.executable, "-c", program, str(path), "--output", str(tmp_path / "study")],
-                                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+                                          env=environment, start_new_session=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         return processes[-1]
     yield start
     for process in processes:
@@ -154,6 +155,9 @@ def test_one_factor_design_is_the_base_and_single_changes_seed_by_seed(tmp_path)
 size = [{ name = "small", model.hidden_size = 64, model.heads = 2 }, { name = "large", model.hidden_size = 256 }]
 [[pairs]]
 learning_rate = [0.01, 0.05]
+batch_size = [8]
+[[pairs]]
+learning_rate = [0.05]
 batch_size = [8]
 """)
     changes = [{}, {"learning_rate": 0.03}, {"learning_rate": 0.05}, {"batch_size": 8}, {"size": "small"}, {"size": "large"},
@@ -444,7 +448,7 @@ def test_a_stopped_search_saves_its_trial_and_goes_on_with_it(tmp_path, start_se
     process = start_search("repeats = 1\n" + SPACE, slow="1000")
     wait_for(lambda: starts(tmp_path))
     time.sleep(0.5)  # until the trial can receive the signal
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches all processes of the group
     assert process.wait(60) == 130
     assert not results(tmp_path)
     folder = next((tmp_path / "study" / "trials").iterdir())
