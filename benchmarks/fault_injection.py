@@ -1,6 +1,6 @@
 """Kills, damages and misuses short runs: nothing may be lost, and every mistake must end in one line.
 
-    python benchmarks/fault_injection.py                                # 200 kills, 100 damaged files, 100 bad inputs
+    python benchmarks/fault_injection.py                                # 200 kills, 100 damaged files, 130 bad inputs
     python benchmarks/fault_injection.py --parts workers --kills 50     # one part of it
     python benchmarks/fault_injection.py --parts pretraining damages inputs --kills 2 --damages 6 --inputs 20 --steps 8
 
@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process that has threads can't be forked safely
 
 import torch
+from tqdm import tqdm
 
 sys.path.pop(0)  # this folder: its names are those of other packages too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -265,15 +266,19 @@ def survived_kills(trials: Trials, part: str, number: int) -> int:
     rng, kills, survived, output = random.Random(part), 0, 0, f"killed-{part}"
     if part not in trials.expected:
         trials.run_undisturbed(part, f"unbroken-{part}")
+    bar = tqdm(total=number, desc=f"kills, {part}", mininterval=10)
     while kills < number:
-        process = trials.start_part(part, output)
-        if part == "torchrun":
+        process, span = trials.start_part(part, output), trials.seconds[part]
+        if part == "torchrun":  # most of its time are imports
             wait_for_training(process, trials.folder / output / "metrics.jsonl")
-        if killed_in_time(process, rng.uniform(0, trials.seconds[part])):
+            span = trials.seconds["pretraining"]
+        if killed_in_time(process, rng.uniform(0, span)):
             kills += 1
+            bar.update()
             continue
         # The run has ended in spite of the kills: compare it and begin another.
-        if not trials.ends_unchanged(part, output):
+        if process.exitcode != 0 or not trials.ends_unchanged(part, output):
+            print(f"{part}: exit code {process.exitcode}, {trials.stderr.read_text(encoding='utf-8')[-300:]}")
             return survived
         survived = kills
         shutil.rmtree(trials.folder / output)
@@ -281,7 +286,7 @@ def survived_kills(trials: Trials, part: str, number: int) -> int:
 
 
 def wait_for_training(process: Process, metrics: Path) -> None:
-    """Waits until torchrun's processes write metrics, because imports take most of their time, or have ended."""
+    """Waits until the processes write metrics or have ended."""
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     while process.is_alive():
         if metrics.exists() and metrics.stat().st_mtime_ns != before:
@@ -317,12 +322,6 @@ def descendants(pid: int) -> list[int]:
     return [pid, *(number for child in children for number in descendants(int(child)))]
 
 
-
-
-def has_ended(process: Process) -> bool:
-    return process.poll() is not None if isinstance(process, Process) else not process.is_alive()
-
-
 # Damaged files
 
 
@@ -330,7 +329,7 @@ def survived_damages(trials: Trials, number: int) -> int:
     """Damages files of copies of the undisturbed run; counts those that lose nothing or are refused in one line."""
     rng, survived = random.Random("damages"), 0
     kinds = (damaged_checkpoint, damaged_checkpoint, damaged_weights, damaged_config, torn_metrics)
-    for trial in range(number):
+    for trial in tqdm(range(number), "damages", mininterval=10):
         copy = trials.folder / "damaged"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(trials.folder / "unbroken", copy)
@@ -487,7 +486,7 @@ def write_bad_files(folder: Path) -> None:
 
 def count_answered(trials: Trials, commands: list[BadCommand]) -> int:
     answered = 0
-    for script, flags, message in commands:
+    for script, flags, message in tqdm(commands, "bad inputs", mininterval=10):
         shutil.rmtree(trials.folder / "new", ignore_errors=True)
         result = trials.run(script, flags)
         if is_answered(result, message):
