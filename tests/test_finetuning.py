@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -684,14 +685,17 @@ def test_a_refused_run_leaves_no_folder(tune, tmp_path, glue):
         assert tune(*flags, data=data)[0] == 2 and not (tmp_path / "out").exists(), flags
 
 
-def test_the_example_of_the_readme_runs(tmp_path, vocabulary, monkeypatch, capsys):
-    """The files of tasks/examples, by the README's commands."""
-    examples = Path(script.__file__).parent / "tasks" / "examples"
+def test_the_commands_of_the_readme_run(tmp_path, vocabulary, monkeypatch):
+    """Of tasks/README.md, with the files of tasks/examples."""
+    root = Path(script.__file__).parent
+    commands = re.findall(r"^python Finetuning.py (.*)$", (root / "tasks" / "README.md").read_text(), re.MULTILINE)
     write_pair(tmp_path / "runs" / "quickstart", vocabulary)
     monkeypatch.chdir(tmp_path)
-    assert main(["--task", str(examples / "reviews.toml"), "--save-model", "--device", "cpu"]) == 0
+    for command in commands:
+        words = [str(root / word) if word.startswith("tasks/") else word for word in command.split()]
+        assert main([*words, "--device", "cpu"]) == 0
+    assert len(commands) == 2
     model = "runs/quickstart/tasks/reviews/seed-0/model.pt"
-    assert main(["--weights", model, "--predict-file", str(examples / "new.csv"), "--device", "cpu"]) == 0
     head, *rows = (tmp_path / model).with_name("predictions").joinpath("new-predictions.csv").read_text().splitlines()
     assert head == "city,review,prediction,probability" and [row.split(",")[0] for row in rows] == ["Lyon", "Oslo"]
 
