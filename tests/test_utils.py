@@ -1,6 +1,7 @@
-"""utils.py: settings, optimizer and schedule, shuffling, files and metrics, each against a plain reference."""
+"""utils.py: settings, optimizer and schedule, and files, each against a plain reference."""
 
 import multiprocessing
+import random
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -46,6 +47,22 @@ def test_settings_survive_toml():
     settings = Whole("runs/emoji\U0001f600", 3, ("a b", 'c"\\', "\x7f\n\t𠮷é"), None, "slow", True, Part(1, 1e-9))
     assert from_table(Whole, tomllib.loads(to_toml(settings)), "text") == settings
     assert flat(settings)["part.share"] == 1e-9 and flat(settings)["steps"] == 3
+
+
+def test_every_string_survives_a_file_of_toml(tmp_path):
+    rng, path = random.Random(0), tmp_path / "config.toml"
+    planes = [(0, 0x20), (0x20, 0x7F), (0x7F, 0xA0), (0xA0, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+    strings = ["".join(chr(rng.randrange(*rng.choice(planes))) for _ in range(rng.randrange(12))) for _ in range(500)]
+    for string in [*strings, "\r\n", '"""', "'''", "\\u0041", "\u2028", "\ufeff"]:
+        settings = Whole(string, name=string, files=(string, string))
+        path.write_text(to_toml(settings), encoding="utf-8")
+        assert from_table(Whole, tomllib.loads(path.read_text(encoding="utf-8")), "text") == settings, ascii(string)
+
+
+def test_a_name_that_is_no_unicode_is_refused(tmp_path):
+    """As Python has it for a file name with bytes that are not UTF-8."""
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_settings(Whole, ["--name", "runs/\udcff"])
 
 
 @dataclass(frozen=True)
