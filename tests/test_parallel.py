@@ -24,11 +24,13 @@ def two_processes(script, words):
 
 
 def weights(folder):
-    return load(folder / "disc.pt")["weights"] | {f"generator.{k}": v for k, v in load(folder / "gen.pt")["weights"].items()}
+    return load(folder / "checkpoint-8.pt")["electra"]
 
 
-@pytest.mark.parametrize("flags", [{}, {"examples": "line", "accumulate": 2, "batch_size": 9,
-                                        "grad_checkpointing": True}])
+@pytest.mark.parametrize("flags", [
+    {}, {"examples": "line", "accumulate": 2, "batch_size": 9, "grad_checkpointing": True}, {"objective": "mlm"},
+    {"objective": "all-tokens-mlm", "accumulate": 2}, {"objective": "straight-through"},
+    {"objective": "two-stage", "model__generator_size": 1, "model__heads": 1, "model__feed_forward_size": 64}])
 def test_two_processes_compute_what_one_does(command, tmp_path, flags):
     flags |= {"model__dropout": 0.0, "precision": "fp32", "learning_rate": 1e-3}
     assert main(command("one", **flags)) == 0
