@@ -108,9 +108,10 @@ def test_a_run_killed_without_its_workers_can_be_resumed_at_once(command, tmp_pa
     process = started(command(**LONG), tmp_path / "run")
     workers = descendants(process.pid)[1:]
     process.kill()
-    process.communicate()
-    assert all(Path(f"/proc/{pid}").exists() for pid in workers)
+    process.wait()
+    assert all("(zombie)" not in Path(f"/proc/{pid}/status").read_text() for pid in workers)
     assert main(command(**LONG)) == 0
+    process.communicate()
 
 
 @pytest.mark.parametrize("place", ["script.training_step", "script.TrainingBatches.__getitem__"])
