@@ -421,7 +421,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         raise InputError(f"{path.parent} can't be written ({error.strerror}): choose another folder") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # unlike flock, not shared with workers
         except BlockingIOError:
             raise InputError(f"{path.parent} is in use by another process: wait for it or choose another folder") from None
         try:

@@ -103,6 +103,17 @@ def test_a_signal_to_the_workers_too_saves_and_the_run_can_be_resumed(command, t
     assert_same(end(tmp_path / "run", 150), end(tmp_path / "unbroken", 150))
 
 
+def test_a_run_killed_without_its_workers_can_be_resumed_at_once(command, tmp_path):
+    """They find out after some seconds, and must not hold the folder's lock so long."""
+    process = started(command(**LONG), tmp_path / "run")
+    workers = descendants(process.pid)[1:]
+    process.kill()
+    process.wait()
+    assert all("(zombie)" not in Path(f"/proc/{pid}/status").read_text() for pid in workers)
+    assert main(command(**LONG)) == 0
+    process.communicate()
+
+
 @pytest.mark.parametrize("place", ["script.training_step", "script.TrainingBatches.__getitem__"])
 def test_a_bug_ends_the_run_with_workers_too(command, place):
     """Workers that ignore SIGTERM would keep Python from ending."""
