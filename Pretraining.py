@@ -376,7 +376,7 @@ def write_checkpoint(run: Run, step: int, means: RunningMeans) -> None:
     save(run.output / f"checkpoint-{step}.pt",
          {"step": step, "electra": run.electra.state_dict(), "optimizer": run.optimizer.state_dict(), "data": run.data.key,
           "scaler": run.scaler.state_dict(), "means": means.state(), "vocabulary": tokenizer,
-         "precision": run.precision.name})
+          "precision": run.precision.name})
     for old in checkpoints(run.output)[:-run.settings.keep_checkpoints]:
         old.unlink()
 

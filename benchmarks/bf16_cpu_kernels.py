@@ -1,7 +1,7 @@
 """Kernels for training in bf16 on a CPU, the one place where they are faster than PyTorch's own.
 
-pretraining_step.py measures what each is worth, and tests compare each with the plain path of model.py. Pretraining.py uses
-them there and nowhere else.
+pretraining_step.py measures what each is worth, and tests compare each with the plain path of model.py. Pretraining.py and
+Finetuning.py use them there and nowhere else.
 """
 
 import math

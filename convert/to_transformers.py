@@ -136,6 +136,9 @@ def classifier_head(saved: SavedNetwork, task: Task) -> tuple[dict[str, Any], di
     config = {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
     if saved.kind == "token classifier":
         return config, token_classifier_to_transformers(saved.network)
+    size = saved.config.hidden_size
+    require(2 * outputs <= size, f"the classifier has {outputs} outputs, expected at most {size // 2} with a hidden size of "
+                                 f"{size}: transformers' dense layer has no room for more")
     config |= {"problem_type": "single_label_classification" if task.classes else "regression",
                "classifier_dropout": 0.0}  # transformers would apply it to the outputs, which its dense layer holds
     return config, classifier_to_transformers(saved.network, *task.scale)

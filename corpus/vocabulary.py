@@ -54,7 +54,10 @@ def learned_vocabulary(paths: tuple[Path, ...], size: int, case: str, cache: Pat
 
 
 def learn_vocabulary(corpus: Corpus, size: int, case: str = "uncased") -> Vocabulary:
-    """`size` word pieces from the training text, more only if special tokens and letters are, in alphabetical order."""
+    """`size` word pieces from the training text, in alphabetical order.
+
+    They are more than `size` only if special tokens and letters alone are.
+    """
     tokenizer = wordpiece({f"##{joiner}": number for number, joiner in enumerate(JOINERS)}, *CASES[case])  # keeps both
     words = count_words(corpus, tokenizer)
     letters = frequent_letters(words, size)

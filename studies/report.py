@@ -121,6 +121,9 @@ class Study:
         bases = [combination for combination in self.combinations if not combination.levels]
         self.base = bases[0] if bases else None  # of a one-factor design
         self.factors = list(dict.fromkeys(name for combination in self.combinations for name in combination.levels))
+        is_grid = all(combination.levels.keys() == set(self.factors) for combination in self.combinations)
+        require(self.base is not None or is_grid, "the base, with which each trial is compared, has no complete trial yet: "
+                "run the search, with --retry-failed if the base failed")
         self.bins = {} if self.base else {
             factor: bin_names([combination.levels[factor] for combination in self.combinations]) for factor in self.factors}
 
@@ -277,11 +280,16 @@ class Interaction(NamedTuple):
 
 
 def combined_pairs(study: Study) -> list[tuple[str, str]]:
-    """The pairs of factors that a one-factor design combined, or those of the most important factors."""
+    """The pairs of factors that a one-factor design combined, or those of the most important factors.
+
+    Without those of which no level was combined with two levels of the other factor, as after a few random trials.
+    """
     if study.base:
         pairs = [tuple(sorted(each.levels, key=study.factors.index)) for each in study.combinations if len(each.levels) == 2]
-        return list(dict.fromkeys(pairs))
-    return list(itertools.combinations(importances(study), 2))[:PAIRS_SHOWN]
+        pairs = list(dict.fromkeys(pairs))
+    else:
+        pairs = list(itertools.combinations(importances(study), 2))[:PAIRS_SHOWN]
+    return [pair for pair in pairs if interaction(study, *pair).cells]
 
 
 def interaction(study: Study, first: str, second: str) -> Interaction:
@@ -296,7 +304,7 @@ def interaction(study: Study, first: str, second: str) -> Interaction:
               if sum(row == labels[0] for row, _ in scores) > 1 and sum(column == labels[1] for _, column in scores) > 1}
     cells = {labels: study.estimate(np.concatenate(arrays), study.metric) for labels, arrays in scores.items()}
     rows, columns = (sorted({labels[axis] for labels in cells}, key=sort_key) for axis in (0, 1))
-    if len(cells) < len(rows) * len(columns):
+    if not cells or len(cells) < len(rows) * len(columns):
         return Interaction(rows, columns, cells, {}, math.nan)
     means = np.array([[cells[row, column].mean for column in columns] for row in rows])
     residuals = means - means.mean(1, keepdims=True) - means.mean(0, keepdims=True) + means.mean()
@@ -451,9 +459,10 @@ def draw_figures(study: Study, output: Path) -> list[str]:
     """Writes the plots into the folder; returns their names."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report on its font cache
     names = []
-    for metric in study.metrics if study.factors else ():
-        names.append(f"effects-{metric}.png")
-        draw_effects(study, metric, output / names[-1])
+    if study.factors:
+        for metric in study.metrics:
+            names.append(f"effects-{metric}.png")
+            draw_effects(study, metric, output / names[-1])
     values = importances(study)
     if values:
         names.append("importance.png")

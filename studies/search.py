@@ -176,7 +176,7 @@ def run_trials(study: optuna.Study, space: Space, settings: Search, output: Path
             if time.monotonic() - refreshed > REFRESH_S:
                 refreshed = time.monotonic()
                 problem = problem_of(read_lines(output / RESULTS)[known:])
-                unfinished = show_progress(bar, study, settings.trials, len(jobs))
+                unfinished = show_progress(bar, study, space, settings.trials, len(jobs))
                 if not (received or problem):
                     start_jobs(jobs, study, space, settings, output)
             if received or problem or time.monotonic() > deadline:
@@ -221,14 +221,16 @@ def remove_ended(jobs: "dict[int, Job]") -> bool:
     return len(jobs) < count
 
 
-def show_progress(bar: tqdm, study: optuna.Study, limit: int | None, running: int) -> bool:
+def show_progress(bar: tqdm, study: optuna.Study, space: Space, limit: int | None, running: int) -> bool:
     """Updates the bar with the trials of all processes. Returns whether some trial is still to be finished."""
     counts = count_states(study)
-    unfinished = counts.get("RUNNING", 0) + counts.get("WAITING", 0)
-    bar.total = limit or sum(counts.values())
+    known = sum(counts.values())
+    finished = known - counts.get("RUNNING", 0) - counts.get("WAITING", 0)
+    # A design has no more trials than it began with, whatever --trials says; a sampler draws until the limit.
+    bar.total = min(limit or known, known) if space.is_design() else limit
     bar.set_postfix_str(f"{running} running here", refresh=False)
-    bar.update(sum(counts.values()) - unfinished - bar.n)
-    return bar.n < bar.total if limit else unfinished > 0
+    bar.update(finished - bar.n)
+    return bar.total is None or finished < bar.total
 
 
 def job_environment(settings: Search, slot: int) -> dict[str, str]:
@@ -245,11 +247,20 @@ def job_environment(settings: Search, slot: int) -> dict[str, str]:
 def claim(study: optuna.Study, space: Space, output: Path, limit: int | None) -> "Job | None":
     """A trial for this process: one whose process has died, else the next one; None if there is none now."""
     with locked(output / ".claims"):
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            lock = hold(output / "locks" / str(trial.number))
-            if lock:
-                return Job(study, optuna.trial.Trial(study, trial._trial_id), lock, space, output)
+        for number, trial_id in running_trials(study).items():
+            lock = hold(output / "locks" / str(number))
+            if lock is None:
+                continue
+            if number in running_trials(study):
+                return Job(study, optuna.trial.Trial(study, trial_id), lock, space, output)
+            lock.close()  # its process has not died: it finished the trial a moment ago
         return claim_next(study, space, output, limit)
+
+
+def running_trials(study: optuna.Study) -> dict[int, int]:
+    """Optuna's internal id of each trial that has begun and not ended, by its number."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return {trial.number: trial._trial_id for trial in trials}
 
 
 def claim_next(study: optuna.Study, space: Space, output: Path, limit: int | None) -> "Job | None":
@@ -407,7 +418,6 @@ class Job:
         if state != "failed":  # --retry-failed goes on from its checkpoint
             tidy(self.folder, self.space.keep)
 
-
     def cost(self) -> dict[str, float]:
         """Steps, tokens (padding counted) and FLOPs of the pretraining up to its last evaluation."""
         records, settings = heldout_records(self.folder), self.trial.user_attrs["settings"]
@@ -431,7 +441,8 @@ def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> 
     attributes = [description(space, Assignment(levels, space.first_seed + number)) for number in range(space.repeats)]
     for repeat in attributes[1:]:
         study.enqueue_trial(levels, repeat)
-    for name, value in attributes[0].items():
+    # The assignment, which comes first, is written last: a process may be killed here, and it says that all are there.
+    for name, value in reversed(attributes[0].items()):
         trial.set_user_attr(name, value)
 
 
@@ -473,8 +484,9 @@ def last_message(log: Path) -> str:
 def tidy(folder: Path, keep: str) -> None:
     """Deletes what the space doesn't keep of a finished trial, and the states of progress bars in its log."""
     patterns = {"metrics": "**/*.pt", "networks": "checkpoint-*.pt"}
-    for path in folder.glob(patterns[keep]) if keep in patterns else ():
-        path.unlink()
+    if keep in patterns:
+        for path in folder.glob(patterns[keep]):
+            path.unlink()
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     write_text(folder / "log.txt", "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in log.split("\n")))
 

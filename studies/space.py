@@ -364,6 +364,8 @@ def read_factor(name: str, value: Any, source: str) -> list[Level] | Range:
         return factor
     require(isinstance(value, list) and len(value) > 0,
             f"{source}: {name} = {value!r}: expected a list of values or a table with low and high")
+    require(not any(isinstance(level, list) for level in value),
+            f"{source}: {name} has a list among its values: write a table, with a name and the setting, in its place")
     levels = list(read_levels(name, value))
     labels = [json.dumps(level.label) for level in levels]
     require(len(set(labels)) == len(labels), f"{source}: {name} has a value twice")

@@ -155,5 +155,6 @@ def line_records(path: Path, task: Task) -> Iterator[Record]:
         texts = line.split("\t")
         require(len(texts) == len(task.texts),
                 f"{path}, line {number}: {len(texts)} texts separated by tabs, {task.name} has {len(task.texts)}")
-        answer = {"line": number, "prediction": "", "probability": ""}  # filled in later
+        # Columns come in this order; predictions are filled in later.
+        answer = {"line": number, "prediction": ""} | ({"probability": ""} if task.classes else {})
         yield Record(number, answer | dict(zip(task.texts, texts, strict=True)))

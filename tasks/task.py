@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -157,8 +158,10 @@ def checked_task(table: dict[str, Any], source: str) -> Task:
     require(len(set(task.classes)) == len(task.classes), f"{source}: classes names one twice")
     require(len(task.classes) != 1, f"{source}: there is one class, {task.classes}: expected at least two")
     require(not (task.both_orders and len(task.texts) < 2), f"{source}: both_orders is for pairs: texts names one column")
+    require(bool(task.dataset) or not task.subset, f"{source}: subset = {task.subset!r} without dataset: name its data set")
     if task.range:
-        require(task.range[0] < task.range[1], f"{source}: range = {list(task.range)}: expected the lowest label first")
+        require(-math.inf < task.range[0] < task.range[1] < math.inf,
+                f"{source}: range = {list(task.range)}: expected the lowest label first, and finite numbers")
         require(not task.classes and task.kind == "texts", f"{source}: range is for regression, without classes or tokens")
     return with_metrics(task, source) if task.classes or task.range else task
 

@@ -398,10 +398,13 @@ def test_fine_tuned_model_gives_the_same_answers_in_transformers(tmp_path, vocab
     assert tune(target, output="again") == 0  # its encoder can be fine-tuned again
 
 
-def test_classifier_of_an_unknown_task_is_refused(tmp_path, vocabulary, capsys):
+def test_classifier_that_does_not_fit_its_task_or_transformers_is_refused(tmp_path, vocabulary, capsys):
     config = load_network(write_pair(tmp_path, vocabulary)[1], ["discriminator"], "").config
+    H = config.hidden_size
+    many = json.dumps({"name": "many", "train": "x.csv", "texts": ["x"], "label": "y", "classes": list(range(H))})
     for task, outputs, message in (("poems", 2, "names the task 'poems'"),
-                                   ("mnli", 2, "2 outputs, expected the 3 of MNLI")):
+                                   ("mnli", 2, "2 outputs, expected the 3 of MNLI"),
+                                   (many, H, f"{H} outputs, expected at most {H // 2}")):
         saved = SavedNetwork("classifier", Classifier(config, outputs), config, vocabulary.to_json(), task)
         save_network(tmp_path / "model.pt", saved)
         assert export(tmp_path / "model.pt", tmp_path / "exported") == 2

@@ -518,6 +518,7 @@ def test_real_labels_of_any_range_are_learned_and_predicted_on_it(tune, tmp_path
     (tmp_path / "t.csv").write_text("text,score\n" + "".join(f"the {WORDS[n % 9]} dog,{-10 - n % 9}\n" for n in range(60)))
     (tmp_path / "t.toml").write_text('train = "t.csv"\ntexts = ["text"]\nlabel = "score"\nrange = [-20, -10]')
     (tmp_path / "new.jsonl").write_text('{"text": "the old dog"}\n', encoding="utf-8")
+    (tmp_path / "new.txt").write_text("the old dog\n", encoding="utf-8")
     assert tune("--task", str(tmp_path / "t.toml"), "--epochs", "2", "--save-model", "--predict-file",
                 str(tmp_path / "new.jsonl"))[0] == 0
     folder = tmp_path / "out" / "t" / "seed-0"
@@ -526,6 +527,8 @@ def test_real_labels_of_any_range_are_learned_and_predicted_on_it(tune, tmp_path
     peer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
     batch = AutoTokenizer.from_pretrained(tmp_path / "exported")("the old dog", return_tensors="pt")
     assert peer(**batch).logits.item() == pytest.approx(predicted, abs=1e-3)
+    assert main(["--weights", str(folder / "model.pt"), "--predict-file", str(tmp_path / "new.txt"), "--device", "cpu"]) == 0
+    assert table(folder / "predictions" / "new-predictions.tsv")[0] == ["line", "prediction", "text"]
     columns = np.array([list(map(float, row)) for row in table(folder / "dev.tsv")[1:]]).T
     run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
     assert columns.shape == (2, 6) and run["scores"]["pearson"] == pytest.approx(scipy.stats.pearsonr(*columns)[0])

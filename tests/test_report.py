@@ -151,6 +151,20 @@ def test_a_study_of_which_only_the_base_has_run(tmp_path, write):
     assert "The best mlm_loss, 5.10 ± 0.15, is that of the base" in (tmp_path / "report.md").read_text()
 
 
+def test_a_few_random_trials_have_effects_but_no_interactions(tmp_path, write):
+    write(lines_of([({"rate": rate, "size": rate + 0.5}, [5.0 + rate]) for rate in (1.0, 2.0, 4.0)]))
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "## Effect of each setting" in text and "Interaction" not in text
+
+
+def test_trials_without_the_base_are_refused(tmp_path, write, capsys):
+    write([line(0, {}, 0, 5.0, state="failed"), line(1, {"rate": 2}, 0, 4.0, disc_auc=0.4),
+           line(2, {"batch": 64}, 0, 4.5, disc_auc=0.4)])
+    assert main([str(tmp_path)]) == 2
+    assert "the base, with which each trial is compared, has no complete trial yet" in capsys.readouterr().err
+
+
 def test_one_seed_has_no_standard_error(tmp_path, write):
     write(lines_of([({}, [5.0]), ({"rate": 2}, [4.0])]))
     assert main([str(tmp_path)]) == 0

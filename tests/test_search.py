@@ -227,6 +227,7 @@ def test_the_readmes_space_is_one(tmp_path):
     (SPACE.replace("metric", "metrik"), "unknown key 'metrik', did you mean 'metric'"),
     (SPACE.replace("[4, 8]", "[]"), "expected a list of values or a table with low and high"),
     (SPACE.replace("[4, 8]", "[4, 8, 4]"), "batch_size has a value twice"),
+    (SPACE + 'corpus = [["a.txt"], ["b.txt"]]', "corpus has a list among its values"),
     (SPACE.replace("[4, 8]", "{ low = 4, high = 8 }"), "one-factor needs a list of values"),
     ('sampler = "random"\n' + SPACE.replace("[4, 8]", "{ low = 9, high = 8 }"), "expected low < high"),
     ('sampler = "tpe"\n' + SPACE.replace("[4, 8]", "{ low = 0, high = 8 }"), "batch_size = 0 must be at least 1"),
@@ -260,6 +261,11 @@ def test_results_are_one_line_a_trial_and_the_same_command_goes_on(tmp_path, sea
     assert last["settings"] == {"learning_rate": 0.01, "batch_size": 8} and last["flops"] > 0 and last["seconds"] > 0
     assert set(starts(tmp_path).values()) == {1}
     assert "best mlm_loss: 0, mean of 1 seeds" in capsys.readouterr().out
+
+
+def test_a_search_of_a_small_design_ends_before_its_limit(tmp_path, search):
+    assert search(SPACE, "--trials", 100) == 0
+    assert len(results(tmp_path)) == len(starts(tmp_path)) < 100
 
 
 def test_a_design_gains_and_loses_trials(tmp_path, search):

@@ -346,7 +346,8 @@ def test_malformed_rows_are_skipped_in_training_and_named_in_dev(tmp_path):
     ('metrics = ["f2"]\nclasses = ["a", "b"]', "the metric f2 is not one of accuracy"),
     ('metrics = ["f1"]\nclasses = ["a", "b", "c"]', "use macro_f1"), ('metrics = ["accuracy"]\nrange = [0, 1]', "pearson"),
     ('metrics = ["span_f1"]\nclasses = ["N", "V"]\nkind = "tokens"', "span_f1"),
-    ("range = [5, 0]", "the lowest label first"), ('classes = ["a"]', "at least two"), ("both_orders = true", "pairs"),
+    ("range = [5, 0]", "the lowest label first"), ("range = [0, inf]", "finite numbers"),
+    ('subset = "x"', "without dataset"), ('classes = ["a"]', "at least two"), ("both_orders = true", "pairs"),
     ('classes = ["a", "a"]', "names one twice"), ('texts = ["a", "b", "c"]', "one or two"), ("texts = []", "lacks texts"),
     ('kind = "words"', "kind"), ('name = "../x"', "that of a folder"), ("train = ", "can't be read as TOML"),
     ('texts = "text"', "texts")])
