@@ -129,7 +129,7 @@ def median_rate(operation: Callable[[], Any], amount: float, device: torch.devic
 def tests(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Results of tests/test_cuda.py by the tests' names, and the end of the output if one failed."""
     chosen = "cuda" if options.device.type == "cuda" else "not cuda"
-    command = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-m", chosen, "-vv", "--tb=short",
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "tests/test_cuda.py", "-m", chosen, "-vv", "--tb=short",
                "-p", "no:cacheprovider"]
     results, lines = {}, []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

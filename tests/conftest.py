@@ -1,7 +1,10 @@
 """What the tests share: a small corpus to learn, a vocabulary that knows it, GLUE-like files, small runs."""
 
 import json
+import os
 import random
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are small, and other tests need the other cores
 
 import numpy as np
 import pytest
