@@ -214,6 +214,7 @@ def check(settings: Pretraining) -> None:
             f"accumulate = {settings.accumulate} cuts batch_size = {settings.batch_size} into empty parts")
     require(world_size() <= settings.batch_size,
             f"batch_size = {settings.batch_size} leaves some of {world_size()} processes without a row")
+    require(not settings.extend or settings.objective != "two-stage", "--extend would move the border between two stages")
 
 
 # Starting and resuming
@@ -569,7 +570,7 @@ class EvaluatedPart(NamedTuple):
     """What one batch contributes to an evaluation."""
 
     sums: dict[str, tuple[float, int]]  # by metric, with the number of tokens that it is summed over
-    samples: str  # the first examples as a table
+    samples: str  # the first examples as a table; "" for other batches
     labels: np.ndarray | None  # of the tokens that could have been replaced: whether they were
     scores: np.ndarray | None  # the discriminator's logits for them
 
@@ -591,7 +592,7 @@ def evaluate_batch(run: Run, numbers: np.ndarray) -> EvaluatedPart:
         replaceable = judged & maskable(batch, run.vocabulary)
         labels, scores = (tensor[replaceable].cpu().numpy() for tensor in (output.replaced, output.discriminator_logits))
     return EvaluatedPart({name: (total.item(), counts[over]) for name, (total, over) in measured.items()},
-                         sample_table(run.vocabulary, batch, masked, output), labels, scores)
+                         sample_table(run.vocabulary, batch, masked, output) if numbers[0] == 0 else "", labels, scores)
 
 
 def masks_of_examples(run: Run, batch: Batch, numbers: np.ndarray) -> tuple[Masked, Tensor]:

@@ -137,7 +137,8 @@ def read_user_file(path: Path, task: Task) -> UserFile:
         rows.append(unlabelled_row(record, task, len(rows)))
     require(bool(rows), f"no text in {path}: expected one a line, a pair separated by a tab, or a table with the columns "
             f"{', '.join(task.texts)}")
-    clash = sorted({"prediction", "probability"} & records[0].values.keys()) if is_table else []
+    written = {"prediction", "probability", *(f"p_{name}" for name in task.classes)} if task.classes else {"prediction"}
+    clash = sorted(written & records[0].values.keys()) if is_table else []
     require(not clash, f"{path} has a column {', '.join(clash)} already: rename it")
     line_suffix = ".conll" if task.kind == "tokens" else ".tsv"
     target = f"{path.stem}-predictions{suffix if is_table else line_suffix}"

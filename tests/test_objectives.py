@@ -333,6 +333,10 @@ def test_objectives_that_do_not_fit_are_refused(command, tmp_path, capsys):
     assert main(command("third", init_from=tmp_path / "pair", objective="mlm")) == 2
     assert "mlm.pt" in capsys.readouterr().err
     assert main(command("fourth", objective="bert")) == 2
+    capsys.readouterr()
+    assert main(command("staged", objective="two-stage", **FLAGS["two-stage"])) == 0
+    assert main(command("staged", objective="two-stage", steps=20, extend=True, **FLAGS["two-stage"])) == 2
+    assert "border between" in capsys.readouterr().err
 
 
 def test_a_run_begins_from_the_networks_of_its_objective(command, tmp_path):
