@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from convert.hub import hub_folder
 from convert.names import config_from_transformers, load_transformers
 from convert.vocabulary import TOKENIZER_FILES, load_vocabulary
-from dataset import Vocabulary
+from dataset import SPECIAL_TOKENS, Vocabulary
 from model import NETWORK_FILES, Discriminator, Generator, ModelConfig, SavedNetwork, build_network, save_network
 from utils import InputError, load, one_line, reports_input_errors, require
 
@@ -174,6 +174,8 @@ def read_vocabulary(folder: LoadedModel, config: ModelConfig) -> Vocabulary:
         if not isinstance(tokenizer.decoder, decoders.WordPiece):
             plain.decoder = tokenizer.decoder
         vocabulary = Vocabulary(plain, folder.name)
+    require(vocabulary.size > len(SPECIAL_TOKENS),
+            f"{folder.name} has a vocabulary of {vocabulary.size} pieces, none of them of words: repair its tokenizer files")
     require(vocabulary.size <= config.vocab_size,
             f"{folder.name} has a vocabulary of {vocabulary.size:,} pieces and weights for {config.vocab_size:,}: "
             "they belong to different models")

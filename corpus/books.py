@@ -174,8 +174,8 @@ def drop_page_numbers(lines: list[str]) -> list[str]:
     kept = []
     for previous, line in pairwise(["", *lines]):
         line = line.rstrip()
-        ends_sentence = previous.strip() != "" and line[-1:] in (".", "!", "?", "”", '"')
-        if not line or ends_sentence or not PAGE_NUMBER.fullmatch(line):
+        is_end = previous.strip() != "" and line[-1:] in (".", "!", "?", "”", '"')
+        if not line or is_end or not PAGE_NUMBER.fullmatch(line):
             kept.append(line)
     return kept
 

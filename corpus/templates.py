@@ -27,11 +27,11 @@ SHOWN = (
     ("{lt|label|tekst|1}", "ill|illm|ill2|interlanguage link|interlanguage link multi|iwl|仮リンク|"
                      "link-interwiki|enlace interwiki"),
     ("{texte|fr|1|trad}", "lien"),
-    ("{2|1}", "w|wp|wikipedia|wikt|wiktionary-inline|нп|нп2|нп3|нп4|нп5|iw|не переведено|не переведено 2|не переведено 3|"
-              "не переведено 5|translink"),
+    ("{2|1}", "w|wp|wikipedia|wikt|нп|нп2|нп3|нп4|нп5|iw|не переведено|не переведено 2|не переведено 3|"
+              "не переведено 5"),
     ("{d|3|1}", "le|link-en|link-de|link-fr|link-ja|link-es|link-it|link-ru|link-ko|link-pt|link-nl|link-vi|link-la|link-ar|"
                 "link-pl|link-uk|internal link helper/en|ilh/en"),
-    ("{4|3}", "tsl|translink|internal link helper|ilh|illm2"),
+    ("{4|3}", "tsl|internal link helper|ilh|illm2"),
     # Numbers with their units, dates and centuries.
     ("{1} {2}{3} {4}{5}", "unité|unite|nombre|nb|num"), ("{1}{2} siècle", "s/2"),
     ("{1} {2}", "unidad|unità|eenheid|jednostka|单位|単位"),
@@ -39,7 +39,7 @@ SHOWN = (
     ("As of {1}", "as of"), ("as of {1}", "as of lc"),
     ("c. {1}", "circa|c.|ca.|vers"), ("fl. {1}", "fl.|floruit"),
     ("{1} {2} {3}", "date|date-|jour|fecha"),
-    ("{1}e siècle", "s-|siècle|-s siècle"), ("siglo {1}", "siglo"), ("século {1}", "séc|século"),
+    ("{1}e siècle", "s-|siècle"), ("siglo {1}", "siglo"), ("século {1}", "séc|século"),
     ("n° {1}", "n°|numéro|nº"), ("1er", "1er"), ("1re", "1re"),
     # Titles of persons and ships.
     ("M. {1}", "m."), ("MM. {1}", "mm."), ("Mme {1}", "mme"), ("Mlle {1}", "mlle"), ("Mgr {1}", "mgr"),

@@ -86,6 +86,8 @@ def main(argv: list[str]) -> int:
     study = open_study(space, output, settings.storage, settings.retry_failed)
     received = run_trials(study, space, settings, output)
     counts = count_states(study)
+    if received:
+        print(f"{received[0].name}: saved the running trials; run the same command again to resume")
     print(f"{output}: " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items()))
     print(best_text(read_lines(output / RESULTS)) + f"\n\nNext:\n  python -m studies.report {output}")
     return 128 + received[0] if received else 0

@@ -178,7 +178,7 @@ def test_more_than_one_percent_of_unknown_pieces_is_warned_of(tmp_path, vocabula
         for number in range(round(10_000 * share)):
             lines[number % 1000][number // 1000] = "茶"
         path.write_text("\n".join(map(" ".join, lines)), encoding="utf-8")
-        describe_text(prepare((path,), vocabulary, 32, "packed", tmp_path / "cache"), vocabulary)
+        describe_text(prepare((path,), vocabulary, 32, "packed", tmp_path / "cache"), vocabulary, 0.15)
         err = capsys.readouterr().err
         assert (f"{share:.1%} of the word pieces are [UNK]" in err) == warned
         assert ("Raise --model.vocab-size" in err) == warned

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -301,7 +302,7 @@ def transformers_folder(folder, model_class, vocabulary, **changes):
     return model
 
 
-@pytest.mark.parametrize("model_class", [ElectraForPreTraining, ElectraModel])
+@pytest.mark.parametrize("model_class", [ElectraForPreTraining, ElectraForMaskedLM, ElectraModel])
 def test_a_transformers_folder_gives_the_same_vectors(tmp_path, vocabulary, model_class):
     reference = transformers_folder(tmp_path, model_class, vocabulary)
     saved = read_weights(Finetuning(max_length=24), tmp_path)[1]
@@ -342,14 +343,13 @@ def test_weights_that_do_not_match_one_to_one_are_refused(tune, tmp_path, vocabu
 
 
 def test_transformers_folders_that_do_not_fit_are_refused(tune, tmp_path, vocabulary):
-    transformers_folder(tmp_path / "generator", ElectraForMaskedLM, vocabulary)
     transformers_folder(tmp_path / "relu", ElectraForPreTraining, vocabulary, hidden_act="relu")
     transformers_folder(tmp_path / "words", ElectraForPreTraining, vocabulary)
     (tmp_path / "words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", encoding="utf-8")
     model = transformers_folder(tmp_path / "missing", ElectraForPreTraining, vocabulary)
     weights = {name: w.clone() for name, w in model.state_dict().items() if "layer.1.output.dense.bias" not in name}
     safetensors.torch.save_file(weights, tmp_path / "missing" / "model.safetensors")
-    for name, message in {"generator": "generator", "relu": "hidden_act", "words": "5 pieces",
+    for name, message in {"relu": "hidden_act", "words": "5 pieces",
                           "missing": "layer.1.output.dense.bias", "nowhere/at/all": "no file or folder"}.items():
         source = tmp_path / name if "/" not in name else name
         code, _, err = tune("--task", "rte", source=source)
@@ -685,14 +685,17 @@ def test_a_refused_run_leaves_no_folder(tune, tmp_path, glue):
         assert tune(*flags, data=data)[0] == 2 and not (tmp_path / "out").exists(), flags
 
 
-def test_the_example_of_the_readme_runs(tmp_path, vocabulary, monkeypatch, capsys):
-    """The files of tasks/examples, by the README's commands."""
-    examples = Path(script.__file__).parent / "tasks" / "examples"
+def test_the_commands_of_the_readme_run(tmp_path, vocabulary, monkeypatch):
+    """Of tasks/README.md, with the files of tasks/examples."""
+    root = Path(script.__file__).parent
+    commands = re.findall(r"^python Finetuning.py (.*)$", (root / "tasks" / "README.md").read_text(), re.MULTILINE)
     write_pair(tmp_path / "runs" / "quickstart", vocabulary)
     monkeypatch.chdir(tmp_path)
-    assert main(["--task", str(examples / "reviews.toml"), "--save-model", "--device", "cpu"]) == 0
+    for command in commands:
+        words = [str(root / word) if word.startswith("tasks/") else word for word in command.split()]
+        assert main([*words, "--device", "cpu"]) == 0
+    assert len(commands) == 2
     model = "runs/quickstart/tasks/reviews/seed-0/model.pt"
-    assert main(["--weights", model, "--predict-file", str(examples / "new.csv"), "--device", "cpu"]) == 0
     head, *rows = (tmp_path / model).with_name("predictions").joinpath("new-predictions.csv").read_text().splitlines()
     assert head == "city,review,prediction,probability" and [row.split(",")[0] for row in rows] == ["Lyon", "Oslo"]
 

@@ -79,7 +79,7 @@ def run(words, text=""):
         arguments = [*launcher, *arguments[2:]]
     else:
         assert program == "python"
-    files = [str(ROOT / word) if word.endswith(".py") or word.startswith(("configs/", "studies/")) else word
+    files = [str(ROOT / word) if word.endswith(".py") or word.startswith(("configs/", "studies/", "tasks/")) else word
              for word in arguments]
     return subprocess.run([sys.executable, *files], input=text, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})

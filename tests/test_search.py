@@ -450,6 +450,7 @@ def test_a_stopped_search_saves_its_trial_and_goes_on_with_it(tmp_path, start_se
     time.sleep(0.5)  # until the trial can receive the signal
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches all processes of the group
     assert process.wait(60) == 130
+    assert b"SIGINT: saved the running trials; run the same command again to resume" in process.stdout.read()
     assert not results(tmp_path)
     folder = next((tmp_path / "study" / "trials").iterdir())
     assert (folder / "saved.txt").is_file()

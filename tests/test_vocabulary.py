@@ -104,7 +104,7 @@ def test_composed_and_decomposed_text_are_the_same_text(tmp_path, language, case
         vocabulary = learned(tmp_path / "text.txt", [known] * 50, 400, case)
         assert vocabulary.unk not in vocabulary.encode([other])[0]
         assert vocabulary.encode([other]) == vocabulary.encode([known])
-        first, second = encode_texts([(other, known)], vocabulary, 99)[0]
+        (first, second), = encode_texts([(other, known)], vocabulary, 99)[0]
         assert first.tolist() == second.tolist() == vocabulary.encode([known])[0]
 
 
