@@ -65,7 +65,7 @@ class ReplaceMLM(Electra):
         output = self.generate(batch, masked, draws)
         logits = self.mlm(output.corrupted_ids, batch.segments, batch.attention_mask, masked.positions)
         losses = self.cross_entropy(logits, batch.ids.gather(1, masked.positions))
-        return output._replace(large_losses=losses * masked.chosen)
+        return ElectraOutput(*output[:5], large_losses=losses * masked.chosen)
 
     def measure(self, output: ElectraOutput, batch: Batch, masked: Masked) -> dict[str, tuple[Tensor, str]]:
         return self.measure_generator(output, batch, masked) | {"large_mlm_loss": (output.large_losses.sum(), "chosen")}
@@ -95,7 +95,7 @@ class AllTokensMLM(ReplaceMLM):
         predicted = F.logsigmoid(-copy_logits) - self.cross_entropy(self.mlm.predict(x), batch.ids)
         copied = F.logsigmoid(copy_logits)  # is right where the token was not replaced
         losses = -torch.where(output.replaced, predicted, torch.logaddexp(copied, predicted))
-        return output._replace(large_losses=losses * batch.attention_mask)
+        return ElectraOutput(*output[:5], large_losses=losses * batch.attention_mask)
 
     def measure(self, output: ElectraOutput, batch: Batch, masked: Masked) -> dict[str, tuple[Tensor, str]]:
         return self.measure_generator(output, batch, masked) | {"large_mlm_loss": (output.large_losses.sum(), "judged")}
