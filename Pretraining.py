@@ -61,7 +61,7 @@ class Pretraining:
     init_from: str | None = None
     """Start from the weights, vocabulary and all [model] settings (--model flags are then ignored) of a run folder or of
     transformers' ELECTRA: a folder with generator/ and discriminator/, or a discriminator's folder or hub name (the
-    generator then begins with random weights)."""
+    generator then begins with random weights, as wide as --model.generator-size says)."""
     output: str = "runs/electra_small"
     """Run folder. Run the same command again to resume where it stopped."""
     cache: str = "data/cache"

@@ -25,6 +25,7 @@ from model import CLASSIFIERS, NETWORK_FILES, SavedNetwork, load_network
 from studies.objectives import OBJECTIVES
 from studies.tracking import read_metrics
 from tasks.glue import saved_task
+from tasks.results import markdown_table
 from tasks.task import Task
 from utils import InputError, replacing, reports_input_errors, require, write_text
 
@@ -122,7 +123,7 @@ def model_folder(saved: SavedNetwork, run: Path) -> ExportedModel:
     card = MODEL_CARD.read_text(encoding="utf-8").format(
         kind=saved.kind, suffix=CLASSES[saved.kind], pipeline=PIPELINES[saved.kind], max_length=max_length,
         millions=sum(weight.numel() for weight in saved.network.parameters()) / 1e6, pieces=vocabulary.size,
-        case=vocabulary.case_note, report=saved.report or run_report(run))
+        case=vocabulary.case_note, report=saved.report or pretraining_report(run))
     texts = tokenizer_files(vocabulary, max_length) | {"config.json": json.dumps(config, indent=2), "README.md": card}
     # safetensors takes no tensors that share memory. transformers ties the output table again when it loads.
     return ExportedModel(texts, {name: weight.clone() for name, weight in weights.items() if name != TIED})
@@ -170,7 +171,7 @@ def tokenizer_files(vocabulary: Vocabulary, max_length: int) -> dict[str, str]:
     return files if is_wordpiece else {name: text for name, text in files.items() if name != "vocab.txt"}
 
 
-def run_report(run: Path) -> str:
+def pretraining_report(run: Path) -> str:
     """Corpus, held-out metrics and settings of a run, in Markdown; empty without its config.toml and metrics.jsonl."""
     config, metrics = run / "config.toml", run / "metrics.jsonl"
     if not (config.is_file() and metrics.is_file()):
@@ -180,15 +181,15 @@ def run_report(run: Path) -> str:
         corpus = ", ".join(Path(path).name for path in settings["corpus"])
         records = [record for record in read_metrics(metrics) if record["heldout"]]
         columns = [name for name in REPORT_COLUMNS if any(name in record for record in records)]
-        table = [["step", *columns], ["---"] * (1 + len(columns))]
+        rows = []
         for record in records:
             values = [f"{record[name]:.4f}" if name in record else "" for name in columns]
-            table.append([f"{record['step']:,}", *values])
+            rows.append([f"{record['step']:,}", *values])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{config} or {metrics} is not as Pretraining.py writes it ({error!r}): restore it") from None
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    table = markdown_table(["step", *columns], rows)
     return (f"Pretrained with the objective `{settings.get('objective', 'electra')}` (Clark et al., ICLR 2020) on "
-            f"{corpus or 'docstrings of Python packages, in English'}.\n\n## On held-out text\n\n{rows}\n\n"
+            f"{corpus or 'docstrings of Python packages, in English'}.\n\n## On held-out text\n\n{table}\n\n"
             f"## Settings\n\n```toml\n{config.read_text(encoding='utf-8')}```")
 
 

@@ -112,8 +112,8 @@ def open_study(space: Space, output: Path, storage: str | None, retry_failed: bo
             if retry_failed and trial.state == TrialState.FAIL:
                 study.enqueue_trial(trial.params, trial.user_attrs | {"attempts": 0, "folder": folder_name(trial)})
         write_text(output / PLAN, json.dumps([assignment.key() for assignment in space.assignments()]))
-        write_text(output / "space.toml", to_toml(space))
         write_text(output / "base.toml", to_toml(space.resolve({})))
+        write_text(output / "space.toml", to_toml(space))  # last, because check_same_space takes it for all of them
     return study
 
 

@@ -301,8 +301,9 @@ def resolve(script: str, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(script_class)
     for name, value in values.items():
         section, _, key = name.rpartition(".")
-        as_list = typing.get_origin(hints.get(name)) is tuple and isinstance(value, str)
-        (table.setdefault(section, {}) if section else table)[key] = [value] if as_list else value
+        is_list = typing.get_origin(hints.get(name)) is tuple
+        target = table.setdefault(section, {}) if section else table
+        target[key] = [value] if is_list and isinstance(value, str) else value  # one text stands for a list of it
     require("task" in values or script == "Pretraining.py", "task is missing")
     settings = from_table(script_class, table, "settings")
     check_bounds(settings)

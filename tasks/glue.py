@@ -92,7 +92,7 @@ def read_tasks(name: str | None, data_dir: Path, trained: Task | None, predictin
 
 
 def read_named_task(name: str | None, data_dir: Path, trained: Task | None, predicting: bool) -> TaskData:
-    """The rows of one task; none without a name."""
+    """The rows of one task. Without a name it is that of the model that was `trained`, without rows."""
     if name is None:
         return TaskData(trained.name, trained, [], 0, {}, [], {}, [], False)
     key, path = task_key(name), Path(name)
