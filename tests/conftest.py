@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are small, 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import Pretraining
 import studies.tracking
@@ -135,6 +136,16 @@ def command(tmp_path, corpus_file):
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+class RefuseWaits(TorchDispatchMode):
+    """Fails on every operation for which the host has to wait for the device."""
+
+    WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in self.WAITS, function
+        return function(*args, **(kwargs or {}))
 
 
 class Killed(BaseException):

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Killed, assert_same, metrics, stop_after_save
+from conftest import RefuseWaits, Killed, assert_same, metrics, stop_after_save
 from scipy.stats import chisquare
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
 import model
@@ -172,16 +171,6 @@ def test_one_process_under_torchrun_computes_what_a_plain_one_does(device, comma
     plain, group = (metrics(tmp_path / name) for name in ("plain", "group"))
     for expected, actual in zip(plain, group, strict=True):
         assert actual == pytest.approx(expected, rel=1e-3, abs=1e-5)
-
-
-class RefuseWaits(TorchDispatchMode):
-    """Fails on every operation for which the host has to wait for the device."""
-
-    WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ not in self.WAITS, function
-        return function(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

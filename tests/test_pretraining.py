@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Killed, assert_same, metrics, stop_after_save, story, write_pair
+from conftest import RefuseWaits, Killed, assert_same, metrics, stop_after_save, story, write_pair
 from sklearn.metrics import roc_auc_score
 from tensorboard import plugin_util
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import Pretraining as script
 from convert import to_transformers
@@ -126,16 +125,6 @@ def prepared_run(monkeypatch, argv):
         patch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
         assert main(argv) == 0
     return runs[0]
-
-
-class RefuseWaits(TorchDispatchMode):
-    """Fails on every operation for which the host has to wait for the device."""
-
-    WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ not in self.WAITS, function
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2},
