@@ -66,7 +66,7 @@ class Pretraining:
     """Run folder. Run the same command again to resume where it stopped."""
     cache: str = "data/cache"
     """Folder of tokenized corpora, named by content."""
-    objective: Literal["electra", "mlm", "electra-15", "replace-mlm", "all-tokens-mlm", "two-stage",
+    objective: Literal["electra", "mlm", "electra-15", "untied", "replace-mlm", "all-tokens-mlm", "two-stage",
                        "straight-through"] = "electra"
     """What is trained: ELECTRA or, to compare it with, BERT (mlm) or one of the others in studies/objectives.py."""
     temperature: float = bounded(1.0, above=0)

@@ -92,7 +92,7 @@ def read_run(run: Path) -> dict[str, SavedNetwork]:
             f"the networks in {run} have different vocabularies: expected files of one run")
     first, *others = (saved.network.encoder.embeddings.state_dict() for saved in networks.values())
     same = all(torch.equal(first[name], other[name]) for other in others for name in first)
-    require(same or objective == "two-stage",  # where the embeddings are not shared
+    require(same or not OBJECTIVES[objective].shares_embeddings,
             f"the networks in {run} were saved at different steps: let the run save all and repeat this command")
     return networks
 

@@ -18,6 +18,7 @@ def training_flops(config: ModelConfig, length: int, predictions: int, objective
         "electra": 3 * (generator + discriminator),
         "mlm": 3 * (large_encoder + predictions * large_head),
         "electra-15": 3 * (generator + discriminator),  # its logits are computed everywhere, too
+        "untied": 3 * (generator + discriminator),
         "replace-mlm": 3 * (generator + large_encoder + predictions * large_head),
         "all-tokens-mlm": 3 * (generator + large_encoder + length * (large_head + 2 * H)),
         # Half of the steps train the generator, half only run it to train the discriminator.

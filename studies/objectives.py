@@ -47,6 +47,16 @@ class Electra15(Electra):
         return torch.zeros_like(batch.attention_mask).scatter(1, masked.positions, masked.chosen)
 
 
+class Untied(Electra):
+    """ELECTRA whose networks have embeddings of their own instead of sharing them (paper, section 3.2)."""
+
+    shares_embeddings = False
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.discriminator = Discriminator(config)
+
+
 class ReplaceMLM(Electra):
     """Replace MLM: a large network predicts the chosen tokens from a text in which the generator's samples replace them.
 
@@ -101,7 +111,7 @@ class AllTokensMLM(ReplaceMLM):
         return self.measure_generator(output, batch, masked) | {"large_mlm_loss": (output.large_losses.sum(), "judged")}
 
 
-class TwoStage(Electra):
+class TwoStage(Untied):
     """The generator is trained alone; the discriminator begins with its weights and is trained while it stays as it is.
 
     Each stage has half of the steps, with a warm-up and a decay of its own (paper, section 3.2; it gives no schedule). The
@@ -116,7 +126,6 @@ class TwoStage(Electra):
                 f"feed-forward widths are {tuple(config.generator())} and {tuple(config.discriminator())}: set "
                 "--model.generator-size 1, --model.heads to a 64th of the width, --model.feed-forward-size to 4 times it")
         super().__init__(config)
-        self.discriminator = Discriminator(config)
         self.stage = 0
 
     def begin_step(self, stage: int, first: bool) -> None:
@@ -177,7 +186,7 @@ def gumbel_argmax(logits: Tensor, draws: Tensor) -> Tensor:
     return (logits.float() + gumbel_noise(draws)).argmax(-1)
 
 
-OBJECTIVES = {"electra": Electra, "mlm": MaskedLM, "electra-15": Electra15, "replace-mlm": ReplaceMLM,
+OBJECTIVES = {"electra": Electra, "mlm": MaskedLM, "electra-15": Electra15, "untied": Untied, "replace-mlm": ReplaceMLM,
               "all-tokens-mlm": AllTokensMLM, "two-stage": TwoStage, "straight-through": StraightThrough}
 
 

@@ -112,6 +112,23 @@ def test_electra_15_is_judged_on_the_chosen_tokens_alone(config):
 
 
 @pytest.mark.parametrize("config", SIZES)
+def test_gradients_of_untied_embeddings_add_up_to_those_of_shared_ones(config):
+    shared, untied = (enlarged(build_objective(name, config, 1.0)).eval() for name in ("electra", "untied"))
+    untied.load_state_dict(shared.state_dict())
+    losses = []
+    for electra in (shared, untied):
+        output, given, masked, _ = joint_output(electra, config)
+        losses.append(loss_of(electra, output, given, masked)[0])
+        losses[-1].backward()
+    torch.testing.assert_close(*losses)
+    networks = untied.generator.encoder.embeddings, untied.discriminator.encoder.embeddings
+    for name, weight in shared.generator.encoder.embeddings.named_parameters():
+        parts = [network.get_parameter(name).grad for network in networks]
+        assert all(part.abs().sum() > 0 for part in parts)
+        torch.testing.assert_close(weight.grad, sum(parts), msg=name)
+
+
+@pytest.mark.parametrize("config", SIZES)
 def test_replace_mlm_predicts_the_chosen_tokens_from_the_samples(config):
     electra = enlarged(build_objective("replace-mlm", config, 1.0))
     output, given, masked, _ = joint_output(electra, config)
@@ -220,7 +237,7 @@ def test_flops_of_every_objective_by_hand():
     detector = 2 * L * (256**2 + 256)
     generator, discriminator = small + K * small_head, large + detector
     expected = {"electra": 3 * (generator + discriminator), "mlm": 3 * (large + K * large_head),
-                "electra-15": 3 * (generator + discriminator),
+                "electra-15": 3 * (generator + discriminator), "untied": 3 * (generator + discriminator),
                 "replace-mlm": 3 * (generator + large + K * large_head),
                 "all-tokens-mlm": 3 * (generator + large + L * large_head + 2 * L * 256),
                 "two-stage": 2 * generator + 1.5 * discriminator,
