@@ -21,6 +21,7 @@ import numpy as np
 import scipy.stats
 import tyro
 
+from tasks.results import markdown_table
 from utils import InputError, read_settings, replacing, reports_input_errors, require, write_text
 
 if TYPE_CHECKING:
@@ -366,8 +367,9 @@ def best_text(study: Study) -> str:
     luck = scipy.stats.norm.ppf((count - 0.375) / (count + 0.25)) * estimate.error
     note = (f" If all {count} were equally good, the luckiest mean would still be some {luck:.2g} better than the average."
             if math.isfinite(luck) and count > 1 else "")
+    best_settings = markdown_table(["settings", "seeds", *study.metrics], rows)
     return (f"## Best settings\n\nThe best {study.metric}, {estimate}, is that of {levels_text(best.levels)}, chosen from "
-            f"{count} combinations in {trials} trials.{note}\n\n{table(['settings', 'seeds', *study.metrics], rows)}")
+            f"{count} combinations in {trials} trials.{note}\n\n{best_settings}")
 
 
 def effect_note(study: Study) -> str:
@@ -390,7 +392,7 @@ def effect_text(study: Study, factor: str) -> str:
             row.append(str(difference(estimate, base)) if base and label != base_label else "")
         rows.append(row)
     header = [factor, "trials", *study.metrics, *(["difference"] if study.base else [])]
-    return f"### {factor}\n\n{table(header, rows)}"
+    return f"### {factor}\n\n{markdown_table(header, rows)}"
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
@@ -408,7 +410,7 @@ def importance_text(study: Study, values: dict[str, Estimate]) -> str:
     else:
         rows = [[factor, f"{value.mean:.2f}"] for factor, value in values.items()]
         header, note = ["setting", "share of the variance"], "By functional ANOVA of a random forest."
-    return f"## Importance for {study.metric}\n\n{note}\n\n{table(header, rows)}"
+    return f"## Importance for {study.metric}\n\n{note}\n\n{markdown_table(header, rows)}"
 
 
 def interaction_text(study: Study, first: str, second: str) -> str:
@@ -422,19 +424,14 @@ def interaction_text(study: Study, first: str, second: str) -> str:
         note = (f"The sum of the two effects is off by at most {abs(result.residuals[largest]):.2g}, at {shown(largest[0])} "
                 f"and {shown(largest[1])}{chance}.")
     columns = [f"{second} = {shown(column)}" for column in result.columns]
-    return f"### {first} and {second}\n\n{table([first, *columns], rows)}\n\n{note}"
+    return f"### {first} and {second}\n\n{markdown_table([first, *columns], rows)}\n\n{note}"
 
 
 def failures_text(study: Study) -> str:
     failed = [line for line in study.lines if line["state"] == "failed"]
     rows = [[str(line["trial"]), levels_text(line["levels"]), str(line["seed"]), line.get("error", "").replace("|", "/")]
             for line in failed[:FAILURES_SHOWN]]
-    return f"## Failed trials\n\n{table(['trial', 'settings', 'seed', 'error'], rows)}" if failed else ""
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"## Failed trials\n\n{markdown_table(['trial', 'settings', 'seed', 'error'], rows)}" if failed else ""
 
 
 def levels_text(levels: dict[str, Any]) -> str:
