@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import math
 import os
 import re
 import signal
@@ -188,20 +189,18 @@ def input_texts(source: str | None) -> Iterator[str]:
 
 
 def read_sentences(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int) -> Iterator[Sentence]:
-    """Sentences of at most `max_pieces`, with a warning for each that is cut. Texts without any piece are left out."""
-    number = 0
+    """Sentences of at most `max_pieces`; a longer text becomes several. Texts without any piece are left out."""
     for text in texts:
         text = UNPRINTABLE.sub(" ", text)
         ids, spans = encode(text, vocabulary)
-        if not ids:
-            continue
-        number += 1
-        if len(ids) > max_pieces:
-            print(f"warning: sentence {number} is longer than the networks' {max_pieces + 2} positions; its last "
-                  f"{len(ids) - max_pieces:,} pieces are left out", file=sys.stderr)
-            ids, spans = ids[:max_pieces], spans[:max_pieces]
-            text = f"{text[:spans[-1][1]]} ..."
-        yield Sentence(text, ids, spans)
+        parts = math.ceil(len(ids) / max_pieces)
+        if parts > 1:
+            print(f"note: {text[:30]!r}... is longer than the networks' {max_pieces + 2} positions; it is shown in {parts} "
+                  "parts", file=sys.stderr)
+        for part in np.array_split(np.arange(len(ids)), parts) if ids else []:
+            begin, end = spans[part[0]][0], spans[part[-1]][1]
+            yield Sentence(text[begin:end], [ids[number] for number in part],
+                           [(first - begin, last - begin) for first, last in (spans[number] for number in part)])
 
 
 def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int, int]]]:

@@ -302,10 +302,11 @@ def test_standard_input_is_read_and_an_empty_line_ends_the_prompt(demo, weights,
         assert out.count("> ") == 2 and len(rows(out.replace("> ", ""), "original")) == 1
 
 
-def test_line_longer_than_the_positions_is_cut_with_a_warning(demo):
-    code, out, err = demo(["the dog", "cat " * 40])  # 30 positions, two of them [CLS] and [SEP]
-    assert code == 0 and rows(out, "original")[1] == " ".join(["cat"] * 28) + " ..."
-    assert len(err.splitlines()) == 1 and "sentence 2" in err and "12 pieces" in err
+def test_line_longer_than_the_positions_is_shown_in_parts_of_about_equal_length(demo):
+    code, out, err = demo(["the dog", "  " + "cat  " * 39 + "the cat"])  # 30 positions, two of them [CLS] and [SEP]
+    parts = ["the dog", *[" ".join(["cat"] * 21)], " ".join(["cat"] * 18 + ["the", "cat"])]
+    assert code == 0 and [" ".join(row.split()) for row in rows(out, "original")] == parts
+    assert len(err.splitlines()) == 1 and "30 positions" in err and "2 parts" in err
 
 
 def test_lines_without_pieces_are_left_out_and_unknown_words_become_unk(demo):
