@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model import Electra, Layer
 
+CACHED_LOGITS = 2**19  # 2 MB in fp32
 DROPOUT_RESOLUTION = 2**16  # dropout probabilities that the bf16 kernels for CPUs distinguish
 
 
@@ -24,12 +25,15 @@ def use_bf16_cpu_kernels(network: nn.Module) -> None:
         if isinstance(module, Layer):
             module.attention = CpuAttention.apply
         if isinstance(module, Electra):
-            module.cross_entropy, module.sample = by_row(module.cross_entropy), by_row(module.sample)
+            module.cross_entropy, module.sample = in_parts(module.cross_entropy), in_parts(module.sample)
 
 
-def by_row(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Applies `function` to one row of logits (B, K, V) at a time, whose fp32 copy then stays in the cache."""
-    return lambda logits, other: torch.stack([function(*row) for row in zip(logits, other, strict=True)])
+def in_parts(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Applies `function` to so few rows of logits (B, K, V) at a time that their fp32 copy stays in the cache."""
+    def apply(logits: Tensor, other: Tensor) -> Tensor:
+        rows = max(1, CACHED_LOGITS // max(1, logits[0].numel()))
+        return torch.cat([function(*part) for part in zip(logits.split(rows), other.split(rows), strict=True)])
+    return apply
 
 
 class CpuDropout(nn.Dropout):
@@ -65,9 +69,9 @@ class CpuAttention(torch.autograd.Function):
         scores = scaled_bmm(q, k.mT, q.shape[-1] ** -0.5)  # (B x heads, L, L)
         scores.view(*qkv.shape[1:4], -1).masked_fill_(~attention_mask, -math.inf)
         weights = scores.softmax(-1)
-        kept, ctx.scale = dropout_mask(weights, dropout)
+        kept, ctx.scale = dropout_mask(weights, dropout) if dropout else (None, 1.0)
         ctx.save_for_backward(qkv, weights, kept)
-        return scaled_bmm(weights * kept, v, ctx.scale).view(qkv.shape[1:])
+        return scaled_bmm(weights if kept is None else weights * kept, v, ctx.scale).view(qkv.shape[1:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -77,8 +81,10 @@ class CpuAttention(torch.autograd.Function):
         gradient = gradient.flatten(0, 1)
         qkv_gradient = torch.empty_like(qkv)
         q_gradient, k_gradient, v_gradient = qkv_gradient.flatten(1, 2)
-        scaled_bmm((weights * kept).mT, gradient, ctx.scale, out=v_gradient)
-        weights_gradient = scaled_bmm(gradient, v.mT, ctx.scale).mul_(kept)
+        scaled_bmm((weights if kept is None else weights * kept).mT, gradient, ctx.scale, out=v_gradient)
+        weights_gradient = scaled_bmm(gradient, v.mT, ctx.scale)
+        if kept is not None:
+            weights_gradient.mul_(kept)
         scores_gradient = torch._softmax_backward_data(weights_gradient, weights, -1, weights.dtype)
         scaled_bmm(scores_gradient, k, q.shape[-1] ** -0.5, out=q_gradient)
         scaled_bmm(scores_gradient.mT, q, q.shape[-1] ** -0.5, out=k_gradient)

@@ -7,7 +7,7 @@ import torch
 from test_model import SIZES, batch, draws_for, enlarged, joint
 
 import model
-from benchmarks.bf16_cpu_kernels import CpuAttention, CpuDropout, by_row, dropout_mask, use_bf16_cpu_kernels
+from benchmarks.bf16_cpu_kernels import CpuAttention, CpuDropout, in_parts, dropout_mask, use_bf16_cpu_kernels
 from model import Electra, attention, cross_entropy, sampler_draws
 
 
@@ -66,12 +66,12 @@ def test_cpu_dropout_keeps_its_share_at_its_scale_forward_and_backward(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("V", [2, 37, 30522])
-def test_cross_entropy_and_sampler_are_the_same_row_by_row(dtype, V):
+def test_cross_entropy_and_sampler_are_the_same_row_in_parts(dtype, V):
     logits, ids = (3 * torch.randn(5, 14, V)).to(dtype), torch.randint(V, (5, 14))
     draws = sampler_draws((5, 14), V, logits.device)
-    assert torch.equal(by_row(model.gumbel_sample)(logits, draws), model.gumbel_sample(logits, draws))
+    assert torch.equal(in_parts(model.gumbel_sample)(logits, draws), model.gumbel_sample(logits, draws))
     weights, results = torch.rand(5, 14), []
-    for function in (by_row(cross_entropy), cross_entropy):
+    for function in (in_parts(cross_entropy), cross_entropy):
         x = logits.clone().requires_grad_()
         losses = function(x, ids)
         (losses * weights).sum().backward()
