@@ -32,7 +32,8 @@ def weights(folder):
     {"objective": "all-tokens-mlm", "accumulate": 2},
     {"objective": "two-stage", "model__generator_size": 1, "model__heads": 1, "model__feed_forward_size": 64}])
 def test_two_processes_compute_what_one_does(command, tmp_path, flags):
-    flags |= {"model__dropout": 0.0, "precision": "fp32", "learning_rate": 1e-3}
+    # The biases of the keys have no gradient but rounding, which a large weight would lift above Adam's epsilon.
+    flags |= {"model__dropout": 0.0, "precision": "fp32", "learning_rate": 1e-3, "disc_weight": 50.0}
     assert main(command("one", **flags)) == 0
     result = two_processes("Pretraining.py", command("two", **flags))
     assert result.returncode == 0, result.stderr
@@ -81,7 +82,7 @@ def test_a_signal_to_torchrun_ranks_and_workers_saves(command, tmp_path):
         os.kill(pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert "SIGTERM: saved after step" in out
-    assert 10 < load(*(tmp_path / "run").glob("checkpoint-*"))["step"] < 3000
+    assert 10 <= load(*(tmp_path / "run").glob("checkpoint-*"))["step"] < 3000
     while any(Path(f"/proc/{pid}").exists() for pid in family):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -183,15 +183,15 @@ def test_grid_is_all_combinations(tmp_path):
 
 
 def test_equal_tokens_set_the_steps(tmp_path):
-    space = space_of(tmp_path, "tokens = 8_000\n" + SPACE.replace("steps = 10", "max_length = 20") +
-                     'length = [{ name = "long", max_length = 40 }, { name = "few", steps = 3 }, '
+    space = space_of(tmp_path, "tokens = 8_000\n" + SPACE.replace("steps = 10", "max_length = 8") +
+                     'length = [{ name = "long", max_length = 16 }, { name = "few", steps = 3 }, '
                      '{ name = "cheap", flops = 1e12 }]')
-    assert space.resolve({}).steps == 8000 / (4 * 20)
-    assert space.resolve({"batch_size": 8}).steps == 8000 / (8 * 20)
-    assert space.resolve({"length": "long"}).steps == 8000 / (4 * 40)
+    assert space.resolve({}).steps == 8000 / (4 * 8)
+    assert space.resolve({"batch_size": 8}).steps == 8000 / (8 * 8)
+    assert space.resolve({"length": "long"}).steps == 8000 / (4 * 16)
     assert space.resolve({"length": "few"}).steps == 3
     cheap = space.resolve({"length": "cheap"})
-    assert planned_steps(cheap) == round(1e12 / (4 * training_flops(cheap.model, 20, 3)))
+    assert planned_steps(cheap) == round(1e12 / (4 * training_flops(cheap.model, 8, 1)))
 
 
 def test_flags_give_the_settings_that_were_checked():
