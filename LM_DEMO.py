@@ -193,14 +193,16 @@ def read_sentences(texts: Iterator[str], vocabulary: Vocabulary, max_pieces: int
     for text in texts:
         text = UNPRINTABLE.sub(" ", text)
         ids, spans = encode(text, vocabulary)
+        if not ids:
+            continue
         parts = math.ceil(len(ids) / max_pieces)
         if parts > 1:
             print(f"note: {text[:30]!r}... is longer than the networks' {max_pieces + 2} positions; it is shown in {parts} "
                   "parts", file=sys.stderr)
-        for part in np.array_split(np.arange(len(ids)), parts) if ids else []:
-            begin, end = spans[part[0]][0], spans[part[-1]][1]
-            yield Sentence(text[begin:end], [ids[number] for number in part],
-                           [(first - begin, last - begin) for first, last in (spans[number] for number in part)])
+        for numbers in np.array_split(np.arange(len(ids)), parts):
+            part = slice(numbers[0], numbers[-1] + 1)
+            begin, end = spans[part][0][0], spans[part][-1][1]
+            yield Sentence(text[begin:end], ids[part], [(first - begin, last - begin) for first, last in spans[part]])
 
 
 def encode(text: str, vocabulary: Vocabulary) -> tuple[list[int], list[tuple[int, int]]]:

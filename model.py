@@ -262,7 +262,7 @@ class Electra(nn.Module):
 
     networks = ("generator", "discriminator")  # what a run saves; the last one is for fine-tuning
     kept_prob, random_prob = 0.15, 0.0  # of the chosen tokens, that stay visible, that become random pieces
-    shares_embeddings, stages = True, 1  # stages: parts of the run, each with the whole schedule
+    stages = 1  # parts of the run, each with the whole schedule
 
     def __init__(self, config: ModelConfig):
         super().__init__()

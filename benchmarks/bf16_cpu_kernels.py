@@ -31,7 +31,7 @@ def use_bf16_cpu_kernels(network: nn.Module) -> None:
 def in_parts(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """Applies `function` to so few rows of logits (B, K, V) at a time that their fp32 copy stays in the cache."""
     def apply(logits: Tensor, other: Tensor) -> Tensor:
-        rows = max(1, CACHED_LOGITS // max(1, logits[0].numel()))
+        rows = max(1, CACHED_LOGITS // logits[0].numel())
         return torch.cat([function(*part) for part in zip(logits.split(rows), other.split(rows), strict=True)])
     return apply
 

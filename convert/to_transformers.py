@@ -22,7 +22,7 @@ from convert.names import (TIED, classifier_to_transformers, config_to_transform
 from convert.vocabulary import TOKENIZER_FILES
 from dataset import SPECIAL_TOKENS, Vocabulary
 from model import CLASSIFIERS, NETWORK_FILES, SavedNetwork, load_network
-from studies.objectives import OBJECTIVES
+from studies.objectives import OBJECTIVES, Untied
 from studies.tracking import read_metrics
 from tasks.glue import saved_task
 from tasks.results import markdown_table
@@ -92,7 +92,7 @@ def read_run(run: Path) -> dict[str, SavedNetwork]:
             f"the networks in {run} have different vocabularies: expected files of one run")
     first, *others = (saved.network.encoder.embeddings.state_dict() for saved in networks.values())
     same = all(torch.equal(first[name], other[name]) for other in others for name in first)
-    require(same or not OBJECTIVES[objective].shares_embeddings,
+    require(same or issubclass(OBJECTIVES[objective], Untied),
             f"the networks in {run} were saved at different steps: let the run save all and repeat this command")
     return networks
 

@@ -50,8 +50,6 @@ class Electra15(Electra):
 class Untied(Electra):
     """ELECTRA whose networks have embeddings of their own instead of sharing them (paper, section 3.2)."""
 
-    shares_embeddings = False
-
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.discriminator = Discriminator(config)
