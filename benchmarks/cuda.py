@@ -147,7 +147,8 @@ def main() -> int:
             if limit <= 0:
                 results[name] = {"left out": "no time was left"}
             else:
-                results[name] = run_part(name, [*flags, "--rates", json.dumps(results.get("speed", {}))], limit)
+                rates = results.get("sizes", {}) | results.get("speed", {})
+                results[name] = run_part(name, [*flags, "--rates", json.dumps(rates)], limit)
             if results[name].get("ended") == "exit code 2":  # no such device, or a corpus that can't be used
                 print(results[name]["messages"], end="", file=sys.stderr)
                 return 2

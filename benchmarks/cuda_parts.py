@@ -32,6 +32,7 @@ from utils import one_line, pick_device, pick_precision, reports_input_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 TURNS = 5  # of the variants that are compared
+TURN_SECONDS = 0.6  # of a variant, however few steps these are: public code samples on the CPU, a second a step
 COMPILED = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # modes of torch.compile
 COMPILE_GROWTH = {"max-autotune-no-cudagraphs": 4.0}  # how much longer than the mode before it a mode may compile
 EVALUATIONS = 8  # of the real run
@@ -190,7 +191,7 @@ def compiled_step(workload: Workload, mode: str) -> Step:
 
 
 def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Medians of turns of all variants, first without the compiled ones, then with one more of them at a time."""
+    """Medians of turns: the eager step beside those of transformers, then beside one more compiled one at a time."""
     workload, window = workload_of(options), options.scale.window
     variants = {"project, eager": project_step,
                 "transformers, careful": lambda workload: transformers_step(workload, "careful"),
@@ -199,7 +200,10 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     results, steps = {}, {}
     for name, build in variants.items():
         results[name] = add_variant(steps, name, lambda build=build: build(workload), workload.device)
+        yield results
     yield measured(results, steps, workload, window)
+    for name in ("transformers, careful", "transformers, public"):  # measured beside the eager step already
+        steps.pop(name, None)
     longest = 0.0
     for mode in COMPILED if workload.device.type == "cuda" else COMPILED[:1]:
         name = f"project, compiled: {mode}"
@@ -239,10 +243,11 @@ def add_variant(steps: dict[str, Step], name: str, build: Callable[[], Step], de
 
 def measured(results: dict[str, Any], steps: dict[str, Step], workload: Workload, window: int) -> dict[str, Any]:
     """The results with tokens a second and the ratio of times to the eager step's, from turns of all variants."""
-    turns = []
+    turns, device = [], workload.device
+    counts = {name: min(window, max(1, int(TURN_SECONDS / seconds_a_step(step, 4, 1, device))))
+              for name, step in steps.items()}
     for turn in range(TURNS):
-        turns.append({name: seconds_a_step(step, 4 + turn * window, window, workload.device)
-                      for name, step in steps.items()})
+        turns.append({name: seconds_a_step(step, 5 + turn * window, counts[name], device) for name, step in steps.items()})
     for name in steps:
         median = statistics.median(turn[name] for turn in turns)
         results[name] |= {"ms a step": round(1e3 * median, 2),
@@ -283,6 +288,7 @@ def preparation(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"left out": "no --corpus, and the packages that convert the documentation are not installed"}
         return
     began = time.monotonic()
+    os.nice(10)  # the steps that are measured meanwhile wait for their host
     from corpus.vocabulary import learned_vocabulary
     vocab_size = (options.scale.config if options.device.type == "cuda" else TINY).vocab_size
     vocabulary = learned_vocabulary((corpus,), vocab_size, "uncased", options.cache)
@@ -323,8 +329,9 @@ def corpus_of(options: argparse.Namespace) -> Path | None:
 def training_command(options: argparse.Namespace, corpus: Path, output: Path) -> tuple[list[str], int, bool]:
     """The command, the number of its steps, so that the whole schedule fits into the time, and whether it compiles."""
     scale, left = options.scale, options.deadline - time.monotonic()
-    eager = options.rates.get("project, eager", {})
-    compiled = options.rates.get("project, compiled: default", {})
+    size = f"{scale.batch_size} x {scale.length}"
+    eager = first_measured(options.rates, "project, eager", f"{size}, eager")
+    compiled = first_measured(options.rates, "project, compiled: default", f"{size}, compiled")
     rate, compiles = eager.get("tokens/s", 1000.0), False
     startup = min(STARTUP_SECONDS, left / 4)
     if options.device.type == "cuda" and compiled.get("tokens/s", 0.0) > rate:
@@ -340,6 +347,11 @@ def training_command(options: argparse.Namespace, corpus: Path, output: Path) ->
     for flag, value in flags.items():
         command += [flag, str(value)]
     return command + (["--compile"] if compiles else []), steps, compiles
+
+
+def first_measured(rates: dict[str, dict[str, Any]], *names: str) -> dict[str, Any]:
+    """The first of these that has a rate: a part that was stopped early has not measured all that it lists."""
+    return next((rates[name] for name in names if "tokens/s" in rates.get(name, {})), {})
 
 
 def curves(path: Path) -> dict[str, Any]:
@@ -363,7 +375,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "cuda")
     parser.add_argument("--cache", type=Path, default=ROOT / "data" / "cache")
-    parser.add_argument("--rates", type=json.loads, default={}, help="what the part `speed` found, for `training`")
+    parser.add_argument("--rates", type=json.loads, default={}, help="what `sizes` and `speed` found, for `training`")
     options = parser.parse_args(argv)
     options.deadline = time.monotonic() + options.seconds
     options.device = pick_device(options.device)
