@@ -149,12 +149,16 @@ def check_same_space(space: Space, output: Path) -> None:
 
 def description(space: Space, assignment: Assignment) -> dict[str, Any]:
     """What Optuna keeps of a trial, so that any process can run it: who it is, all its settings, and the varied ones."""
-    resolved = space.resolve(assignment.levels)
-    # All of them, so that a later edit of the configuration doesn't reach the trials of this study.
+    first = {"first": run_description(space.resolve_first(assignment.levels))} if space.first else {}
+    return {"assignment": assignment.key(), "varied": space.varied_values(assignment.levels),
+            **run_description(space.resolve(assignment.levels)), **first}
+
+
+def run_description(resolved: Any) -> dict[str, Any]:
+    # All settings, so that a later edit of the configuration doesn't reach the trials of this study.
     settings = {name: value for name, value in flat(resolved).items()
                 if name not in SET_BY_SEARCH and value not in (None, ())}
-    return {"assignment": assignment.key(), "settings": settings, "varied": space.varied_values(assignment.levels),
-            "steps": planned_steps(resolved), "step_flops": step_flops(resolved)}
+    return {"settings": settings, "steps": planned_steps(resolved), "step_flops": step_flops(resolved)}
 
 
 def count_states(study: optuna.Study) -> dict[str, int]:
@@ -333,7 +337,7 @@ class Job:
         levels, self.seed = json.loads(trial.user_attrs["assignment"])
         self.levels = levels
         self.folder = output / "trials" / folder_name(trial)
-        self.commands = trial_commands(space, trial.user_attrs["settings"], self.seed, self.folder)
+        self.commands = trial_commands(space, trial.user_attrs, self.seed, self.folder)
         self.stopping = self.pruned = False
         self.reported: set[int] = set()
         self.process: subprocess.Popen | None = None
@@ -420,12 +424,13 @@ class Job:
 
     def cost(self) -> dict[str, float]:
         """Steps, tokens (padding counted) and FLOPs of the pretraining up to its last evaluation."""
-        records, settings = heldout_records(self.folder), self.trial.user_attrs["settings"]
+        records, attributes = heldout_records(self.folder), self.trial.user_attrs
         if not records:
             return {}
-        steps = records[-1]["step"]
-        return {"steps": steps, "tokens": steps * settings["batch_size"] * settings["max_length"],
-                "flops": steps * self.trial.user_attrs["step_flops"]}
+        runs = [attributes | {"steps": records[-1]["step"]}, *([attributes["first"]] if "first" in attributes else [])]
+        return {"steps": sum(run["steps"] for run in runs),
+                "tokens": sum(run["steps"] * run["settings"]["batch_size"] * run["settings"]["max_length"] for run in runs),
+                "flops": sum(run["steps"] * run["step_flops"] for run in runs)}
 
 
 def folder_name(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
@@ -446,10 +451,16 @@ def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> 
         trial.set_user_attr(name, value)
 
 
-def trial_commands(space: Space, settings: dict[str, Any], seed: int, folder: Path) -> list[list[str]]:
-    """The command lines of a trial: the script, then the fine-tuning of the network that it pretrained."""
-    own = {"output": str(folder), "seed": seed}
-    commands = [[sys.executable, str(ROOT / space.script), *to_flags(own | settings)]]
+def trial_commands(space: Space, attributes: dict[str, Any], seed: int, folder: Path) -> list[list[str]]:
+    """The command lines of a trial: the script, before it the run from whose weights it starts if the space has one, and
+    the fine-tuning of the network that it pretrained."""
+    own, commands = {"output": str(folder), "seed": seed}, []
+    script = [sys.executable, str(ROOT / space.script)]
+    if "first" in attributes:
+        first = str(folder / "first")
+        commands.append([*script, *to_flags(own | {"output": first} | attributes["first"]["settings"])])
+        own |= {"init_from": first}
+    commands.append([*script, *to_flags(own | attributes["settings"])])
     for task in space.finetuning:
         flags = to_flags(task | {"weights": str(folder), "output": str(folder / "finetuning")})
         commands.append([sys.executable, str(ROOT / "Finetuning.py"), *flags])
@@ -483,7 +494,7 @@ def last_message(log: Path) -> str:
 
 def tidy(folder: Path, keep: str) -> None:
     """Deletes what the space doesn't keep of a finished trial, and the states of progress bars in its log."""
-    patterns = {"metrics": "**/*.pt", "networks": "checkpoint-*.pt"}
+    patterns = {"metrics": "**/*.pt", "networks": "**/checkpoint-*.pt"}
     if keep in patterns:
         for path in folder.glob(patterns[keep]):
             path.unlink()

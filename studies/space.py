@@ -91,6 +91,9 @@ class Space:
     """What remains of a finished trial's folder: without any .pt file, without checkpoints, or all."""
     fixed: dict[str, Any] = field(default_factory=dict)
     """Settings of every trial."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """Of pretraining: what is different in a run before each trial's, from whose weights the trial starts (init_from).
+    Its steps must be among them. Rows of 16 tokens at first save most of the plateau at the begin of training."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Factor -> list of values, list of tables of settings that change together, or table of a range."""
     pairs: tuple[dict[str, Any], ...] = ()
@@ -164,6 +167,10 @@ class Space:
         """The script's settings object of a trial."""
         return resolve(self.script, self.trial_settings(levels))
 
+    def resolve_first(self, levels: dict[str, Any]) -> Any:
+        """That of the run before the trial's; its length follows from its own steps, not from the trial's FLOPs."""
+        return resolve(self.script, self.trial_settings(levels) | {"flops": 0.0} | dotted(self.first))
+
     def varied_values(self, levels: dict[str, Any]) -> dict[str, Any]:
         """The values in a trial of all settings that some trial changes, and the labels of factors that are no setting."""
         resolved = flat(self.resolve(levels))
@@ -211,10 +218,12 @@ def check_space(space: Space, source: str) -> None:
     require(bool(space.settings), f"{source}: [settings] is missing: expected a table of what the study varies")
     require(all(0 < share < 1 for share in space.prune_at), f"{source}: prune_at must be shares between 0 and 1")
     is_pretraining = space.script == "Pretraining.py"
-    require(is_pretraining or not (space.tokens or space.prune_at or space.finetuning),
-            f"{source}: tokens, prune_at and finetuning need script = \"Pretraining.py\"")
+    require(is_pretraining or not (space.tokens or space.prune_at or space.finetuning or space.first),
+            f"{source}: tokens, prune_at, finetuning and first need script = \"Pretraining.py\"")
     known = flat(settings_class(space.script)()) if is_pretraining else fields_of(space.script)
     check_names(dotted(space.fixed), known, f"{source} [fixed]")
+    check_names(dotted(space.first), known, f"{source} [first]", SET_BY_SEARCH | {"init_from"})
+    require(not space.first or "steps" in space.first, f"{source} [first]: steps is missing")
     factors = space.factors
     for name, factor in factors.items():
         if isinstance(factor, Range):
@@ -253,9 +262,10 @@ def check_trial(space: Space, levels: dict[str, Any], source: str) -> None:
     """InputError that names the trial unless its settings are within their bounds and fit together."""
     trial = ", ".join(f"{name} = {label}" for name, label in levels.items()) or "the base"
     with naming(f"{source}, {trial}"):
-        settings = space.resolve(levels)
+        runs = [space.resolve(levels), *([space.resolve_first(levels)] if space.first else [])]
         if space.script == "Pretraining.py":
-            importlib.import_module("Pretraining").check(settings)
+            for settings in runs:
+                importlib.import_module("Pretraining").check(settings)
 
 
 @contextlib.contextmanager

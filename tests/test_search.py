@@ -192,6 +192,9 @@ def test_equal_tokens_set_the_steps(tmp_path):
     assert space.resolve({"length": "few"}).steps == 3
     cheap = space.resolve({"length": "cheap"})
     assert planned_steps(cheap) == round(1e12 / (4 * training_flops(cheap.model, 8, 1)))
+    space = space_of(tmp_path, SPACE + 'length = [{ name = "cheap", flops = 1e12 }]\n[first]\nsteps = 7\nmax_length = 6')
+    first = space.resolve_first({"length": "cheap", "batch_size": 8})
+    assert (planned_steps(first), first.batch_size, first.max_length) == (7, 8, 6)
 
 
 def test_flags_give_the_settings_that_were_checked():
@@ -237,6 +240,9 @@ def test_the_readmes_space_is_one(tmp_path):
     ("prune_at = [1.5]\n" + SPACE, "prune_at must be shares between 0 and 1"),
     (SPACE + '[[finetuning]]\ntask = "stsb"\nepoch = 3', "unknown setting 'epoch', did you mean 'epochs'"),
     (SPACE.replace("[fixed]", '[fixed]\nconfig = "nowhere.toml"'), "'nowhere.toml' can't be read"),
+    (SPACE + "[first]\nmax_length = 8", "[first]: steps is missing"),
+    (SPACE + "[first]\nsteps = 8\nmax_length = 4096", "learning_rate = 0.01: max_length = 4096 is beyond"),
+    (SPACE + "[first]\nsteps = 8\ninit_from = 'runs/x'", "[first]: init_from is set by the search"),
 ])
 def test_bad_spaces_are_refused_with_the_key(tmp_path, text, message):
     with pytest.raises(InputError, match=r"space\.toml") as error:
@@ -468,7 +474,7 @@ def test_a_stopped_search_saves_its_trial_and_goes_on_with_it(tmp_path, start_se
 
 # The real scripts
 
-def test_a_real_run_is_an_ordinary_run_folder(tmp_path, command, glue):
+def test_a_real_trial_is_ordinary_run_folders(tmp_path, command, glue):
     flags = command()
     settings = {name.strip("-").replace("-", "_"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
     fixed = "\n".join(f"{name} = {value if value[0].isdigit() else json.dumps(value)}" for name, value in settings.items()
@@ -480,6 +486,10 @@ repeats = 1
 keep = "networks"
 [fixed]
 {fixed}
+[first]
+steps = 2
+max_length = 12
+batch_size = 12
 [settings]
 learning_rate = [1e-3, 2e-3]
 [[finetuning]]
@@ -492,8 +502,12 @@ data_dir = "{glue}"
     line = results(tmp_path)[0]
     folder = next((tmp_path / "study" / "trials").iterdir())
     metrics = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert line["scores"]["mlm_loss"] == metrics[-1]["mlm_loss"] and metrics[-1]["step"] == line["steps"] == 8
+    assert line["scores"]["mlm_loss"] == metrics[-1]["mlm_loss"] and metrics[-1]["step"] == 8
+    assert (line["steps"], line["tokens"]) == (2 + 8, 2 * 12 * 12 + 8 * 6 * 24)
     assert -1 <= line["scores"]["stsb_spearman"] <= 1
     assert {path.name for path in folder.glob("*.pt")} == {"gen.pt", "disc.pt"}
-    model = resolve("Pretraining.py", {"config": str(folder / "config.toml")}).model
-    assert line["flops"] == 8 * 6 * training_flops(model, 24, 4)  # steps of so many examples; 15% of 24 tokens are chosen
+    assert {path.name for path in (folder / "first").glob("*.pt")} == {"gen.pt", "disc.pt"}
+    first, last = (resolve("Pretraining.py", {"config": str(path / "config.toml")}) for path in (folder / "first", folder))
+    assert (first.max_length, first.init_from, last.max_length, last.init_from) == (12, None, 24, str(folder / "first"))
+    model = last.model  # steps of so many examples; of 24 tokens 15% are chosen, of 12 likewise
+    assert line["flops"] == 8 * 6 * training_flops(model, 24, 4) + 2 * 12 * training_flops(model, 12, 2)
