@@ -26,7 +26,7 @@ COMMANDS = [command.strip() for line in LINES if not line.endswith("# download")
 BY_CI = {"pip install -r requirements.txt", "python -m pytest"}  # .ci/run
 SHORT = "--steps 2 --batch-size 4 --eval-examples 8 --device cpu --model.layers 1".split()
 SHORT_TRIALS = {"quickstart": "steps=2 batch_size=4 eval_examples=8 model.layers=1".split(), "finetuning": [],
-                "bert_small_proxy": "steps=2 eval_examples=8 model.layers=1 finetuning.epochs=1 finetuning.seeds=1".split()}
+                "bert_small_proxy": "steps=2 eval_examples=8 model.layers=1".split()}
 ARTICLE = "The old dog sees a red cat, and the cat sees the dog."
 DUMP = f"""<mediawiki><siteinfo/><page><title>Dogs</title><ns>0</ns><id>1</id>
 <revision><text>{ARTICLE}</text></revision></page></mediawiki>"""
