@@ -29,7 +29,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each part's share of the minutes; the last one gets what is left.
-SHARES = {"machine": 0.08, "tests": 0.25, "kernels": 0.08, "speed": 0.30, "sizes": 0.12, "training": 1.0}
+SHARES = {"machine": 0.08, "tests": 0.20, "kernels": 0.08, "speed": 0.40, "sizes": 0.12, "training": 1.0}
 MARGIN = 8.0  # seconds at the end for stopping a part and writing
 GRACE = 3.0  # seconds between asking a part to stop and killing it
 
