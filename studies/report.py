@@ -35,6 +35,7 @@ MOST_LEVELS = 8  # of a factor that are shown one by one
 BINS = 4  # into which the values of a range are cut
 PAIRS_SHOWN = 3  # of the most important settings, unless a one-factor design names its pairs
 COLUMNS = 4  # of panels in a figure
+TRADE_OFF = "trade-off.png"
 LONG_TICK = 8  # letters of a tick's label beyond which labels are turned
 LINE_KEYS = {"trial", "study", "state", "levels", "seed", "settings", "scores", "seconds", "metrics", "direction"}
 
@@ -325,6 +326,7 @@ def report_text(study: Study, figures: list[str]) -> str:
     sections = [head_text(study), best_text(study)]
     if study.factors:
         sections += [f"## Effect of each setting\n\n{effect_note(study)}", *pictures(figures, "effects-")]
+        sections += pictures(figures, TRADE_OFF)
         sections += [effect_text(study, factor) for factor in study.factors]
         sections += [importance_text(study, importances(study)), *pictures(figures, "importance")]
     pairs = combined_pairs(study)
@@ -460,6 +462,9 @@ def draw_figures(study: Study, output: Path) -> list[str]:
         for metric in study.metrics:
             names.append(f"effects-{metric}.png")
             draw_effects(study, metric, output / names[-1])
+    if study.base and len(study.metrics) > 1:
+        names.append(TRADE_OFF)
+        draw_trade_off(study, output / names[-1])
     values = importances(study)
     if values:
         names.append("importance.png")
@@ -516,6 +521,25 @@ def positions_of(labels: list[Any], axes: "Axes") -> list[float]:
     is_long = max(map(len, texts), default=0) > LONG_TICK
     axes.set_xticks(positions, texts, fontsize="small", rotation=20 if is_long else 0, ha="right" if is_long else "center")
     return positions
+
+
+def draw_trade_off(study: Study, path: Path) -> None:
+    """The first two metrics of the base and of each change of one factor: what wins the one may lose the other."""
+    from matplotlib.figure import Figure
+    figure = Figure((7.2, 4.6), dpi=72, layout="constrained")
+    axes = figure.subplots()
+    first, second = study.metrics[:2]
+    for number, combination in enumerate(study.combinations):
+        y, x = (study.estimate(combination.scores[metric], metric) for metric in (first, second))
+        if len(combination.levels) < 2 and x.count and y.count:
+            axes.errorbar(x.mean, y.mean, np.nan_to_num(y.error), np.nan_to_num(x.error), marker="o", markersize=4,
+                          elinewidth=0.6, color="C0" if combination.levels else "C1")
+            above_or_below = 4 if number % 2 else -11  # names of neighbours overlap less
+            axes.annotate(levels_text(combination.levels), (x.mean, y.mean), (4, above_or_below),
+                          textcoords="offset points", fontsize="small")
+    axes.set(xlabel=second, ylabel=first)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
 
 
 def draw_importances(study: Study, values: dict[str, Estimate], path: Path) -> None:

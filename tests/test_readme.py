@@ -51,6 +51,7 @@ def folder(tmp_path, monkeypatch, vocabulary, glue, cache):
     Path("runs/bert").mkdir(parents=True)
     save_network(Path("runs/bert/mlm.pt"),
                  SavedNetwork("mlm", build_network("mlm", config), config, vocabulary.to_json()))
+    write_pair(Path("runs/short"), vocabulary, max_positions=128)  # of the first of two runs
     write_pair(Path("runs/quickstart"), vocabulary, max_positions=128)  # the newest run
     record = {"step": 2, "heldout": True, "mlm_loss": 9.0, "disc_auc": 0.5}
     Path("runs/quickstart/metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -120,7 +120,7 @@ def test_report_of_a_folder(tmp_path, write, one_factor, capsys):
     assert "| base (base) |" in text  # of size, which is no setting
     assert "exit code 2: error: diverged" in text
     pictures = {path.name: path for path in tmp_path.glob("*.png")}
-    assert pictures.keys() == {"effects-mlm_loss.png", "effects-disc_auc.png", "importance.png",
+    assert pictures.keys() == {"effects-mlm_loss.png", "effects-disc_auc.png", "trade-off.png", "importance.png",
                                "interaction-rate-batch.png"}
     for name, path in pictures.items():
         assert f"![{name}]({name})" in text
