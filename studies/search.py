@@ -61,7 +61,7 @@ class Search:
     script: str | None = None
     """Pretraining.py or Finetuning.py, instead of the space's."""
     set: tuple[str, ...] = ()
-    """NAME=VALUE of fixed settings, such as corpus=corpus.txt or finetuning.data_dir=data/glue."""
+    """NAME=VALUE of fixed settings, such as corpus=corpus.txt, finetuning.data_dir=data/glue or first.steps=100."""
     trials: int | None = bounded(None, at_least=1)
     """Stop when the study has so many trials. None: all of a grid or a one-factor design."""
     minutes: float = bounded(0.0, at_least=0)
@@ -132,10 +132,13 @@ def check_same_space(space: Space, output: Path) -> None:
     """InputError if the folder holds the study of another space or another base; a design may have gained or lost trials."""
     if not (output / "space.toml").exists():
         return
-    saved, current = tomllib.loads((output / "space.toml").read_text(encoding="utf-8")), tomllib.loads(to_toml(space))
+    saved_space = from_table(Space, tomllib.loads((output / "space.toml").read_text(encoding="utf-8")),
+                             str(output / "space.toml"))
+    # Both in full, for an earlier version didn't write what has been added to Space since.
+    saved, current = (tomllib.loads(to_toml(each)) for each in (saved_space, space))
     free = EXTENSIBLE if space.is_design() else EXTENSIBLE - {"settings"}
     compared = {name: (saved.get(name), current.get(name)) for name in sorted((saved.keys() | current.keys()) - free)}
-    for name, levels in from_table(Space, saved, str(output / "space.toml")).factors.items():
+    for name, levels in saved_space.factors.items():
         before, now = (dict(each) if isinstance(each, list) else {} for each in (levels, space.factors.get(name)))
         compared |= {f"{name} {label!r}": (before[label], now[label]) for label in before.keys() & now.keys()}
     # The configuration that the space names may have been edited.
@@ -149,13 +152,15 @@ def check_same_space(space: Space, output: Path) -> None:
 
 def description(space: Space, assignment: Assignment) -> dict[str, Any]:
     """What Optuna keeps of a trial, so that any process can run it: who it is, all its settings, and the varied ones."""
-    first = {"first": run_description(space.resolve_first(assignment.levels))} if space.first else {}
-    return {"assignment": assignment.key(), "varied": space.varied_values(assignment.levels),
-            **run_description(space.resolve(assignment.levels)), **first}
+    attributes = {"assignment": assignment.key(), "varied": space.varied_values(assignment.levels)}
+    attributes |= run_description(space.resolve(assignment.levels))
+    if space.first:
+        attributes["first"] = run_description(space.resolve_first(assignment.levels))
+    return attributes
 
 
 def run_description(resolved: Any) -> dict[str, Any]:
-    # All settings, so that a later edit of the configuration doesn't reach the trials of this study.
+    """All settings of a run, so that a later edit of the configuration doesn't reach the trials of this study."""
     settings = {name: value for name, value in flat(resolved).items()
                 if name not in SET_BY_SEARCH and value not in (None, ())}
     return {"settings": settings, "steps": planned_steps(resolved), "step_flops": step_flops(resolved)}
@@ -423,11 +428,13 @@ class Job:
             tidy(self.folder, self.space.keep)
 
     def cost(self) -> dict[str, float]:
-        """Steps, tokens (padding counted) and FLOPs of the pretraining up to its last evaluation."""
+        """Steps, tokens (padding counted) and FLOPs of the pretraining up to its last evaluation, the first run included."""
         records, attributes = heldout_records(self.folder), self.trial.user_attrs
         if not records:
             return {}
-        runs = [attributes | {"steps": records[-1]["step"]}, *([attributes["first"]] if "first" in attributes else [])]
+        runs = [attributes | {"steps": records[-1]["step"]}]
+        if "first" in attributes:
+            runs.append(attributes["first"])
         return {"steps": sum(run["steps"] for run in runs),
                 "tokens": sum(run["steps"] * run["settings"]["batch_size"] * run["settings"]["max_length"] for run in runs),
                 "flops": sum(run["steps"] * run["step_flops"] for run in runs)}
@@ -452,15 +459,17 @@ def describe_sampled(study: optuna.Study, trial: optuna.Trial, space: Space) -> 
 
 
 def trial_commands(space: Space, attributes: dict[str, Any], seed: int, folder: Path) -> list[list[str]]:
-    """The command lines of a trial: the script, before it the run from whose weights it starts if the space has one, and
-    the fine-tuning of the network that it pretrained."""
-    own, commands = {"output": str(folder), "seed": seed}, []
+    """The command lines of a trial in their order: the run before it if the space has one, the script, the fine-tunings."""
     script = [sys.executable, str(ROOT / space.script)]
+    own = {"output": str(folder), "seed": seed}
+    settings = attributes["settings"]
+    commands = []
     if "first" in attributes:
         first = str(folder / "first")
         commands.append([*script, *to_flags(own | {"output": first} | attributes["first"]["settings"])])
-        own |= {"init_from": first}
-    commands.append([*script, *to_flags(own | attributes["settings"])])
+        # The sizes come with the weights.
+        settings = {name: value for name, value in settings.items() if not name.startswith("model.")} | {"init_from": first}
+    commands.append([*script, *to_flags(own | settings)])
     for task in space.finetuning:
         flags = to_flags(task | {"weights": str(folder), "output": str(folder / "finetuning")})
         commands.append([sys.executable, str(ROOT / "Finetuning.py"), *flags])

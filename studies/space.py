@@ -18,6 +18,7 @@ from utils import InputError, bounded, check_bounds, flat, from_table, require
 
 ROOT = Path(__file__).parent.parent
 SET_BY_SEARCH = {"output", "seed", "seeds", "resume", "extend", "max_minutes"}  # settings that a space can't have
+SAME_AT_FIRST = {"config", "init_from", "objective", "flops"}  # for a run and the one that starts from its weights
 LONGEST_LABEL = 80  # characters of a level's name in the name of a folder
 
 
@@ -92,8 +93,9 @@ class Space:
     fixed: dict[str, Any] = field(default_factory=dict)
     """Settings of every trial."""
     first: dict[str, Any] = field(default_factory=dict)
-    """Of pretraining: what is different in a run before each trial's, from whose weights the trial starts (init_from).
-    Its steps must be among them. Rows of 16 tokens at first save most of the plateau at the begin of training."""
+    """Of pretraining: the steps and whatever else is different in a run before each trial, from whose weights the trial
+    starts. What is set here holds there whatever the trial's levels are, and its cost comes on top of `tokens` and of a
+    level's `flops`. Rows of 16 tokens at first shorten the plateau at the beginning of training."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Factor -> list of values, list of tables of settings that change together, or table of a range."""
     pairs: tuple[dict[str, Any], ...] = ()
@@ -168,7 +170,7 @@ class Space:
         return resolve(self.script, self.trial_settings(levels))
 
     def resolve_first(self, levels: dict[str, Any]) -> Any:
-        """That of the run before the trial's; its length follows from its own steps, not from the trial's FLOPs."""
+        """The settings object of the run before a trial; its length follows from its own steps, not from FLOPs."""
         return resolve(self.script, self.trial_settings(levels) | {"flops": 0.0} | dotted(self.first))
 
     def varied_values(self, levels: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +185,8 @@ class Space:
 
 
 def read_space(path: Path, overrides: tuple[str, ...] = (), script: str | None = None) -> Space:
-    """A space from its file; `overrides` are NAME=VALUE of fixed settings, and of finetuning.NAME=VALUE of all tasks.
+    """A space from its file; `overrides` are NAME=VALUE of fixed settings, finetuning.NAME=VALUE of all tasks, and
+    first.NAME=VALUE.
 
     Raises InputError for a file that can't be read, an unknown setting, a value of a wrong type or out of bounds, and an
     impossible combination, before any trial runs.
@@ -208,7 +211,11 @@ def overridden(space: Space, text: str) -> Space:
         value = tomllib.loads(f"value = {value}")["value"]
     prefix, _, rest = name.replace("-", "_").partition(".")
     if prefix == "finetuning":
+        require(bool(space.finetuning), f"--set {text}: the space has no [[finetuning]]")
         return dataclasses.replace(space, finetuning=tuple(task | {rest: value} for task in space.finetuning))
+    if prefix == "first":
+        require(bool(space.first), f"--set {text}: the space has no [first]")
+        return dataclasses.replace(space, first=dotted(space.first) | {rest: value})
     return dataclasses.replace(space, fixed=dotted(space.fixed) | {name.replace("-", "_"): value})
 
 
@@ -222,8 +229,11 @@ def check_space(space: Space, source: str) -> None:
             f"{source}: tokens, prune_at, finetuning and first need script = \"Pretraining.py\"")
     known = flat(settings_class(space.script)()) if is_pretraining else fields_of(space.script)
     check_names(dotted(space.fixed), known, f"{source} [fixed]")
-    check_names(dotted(space.first), known, f"{source} [first]", SET_BY_SEARCH | {"init_from"})
+    check_names(dotted(space.first), known, f"{source} [first]")
     require(not space.first or "steps" in space.first, f"{source} [first]: steps is missing")
+    for name in dotted(space.first):
+        require(name not in SAME_AT_FIRST and not name.startswith("model."),
+                f"{source} [first]: {name} can't differ from the trial's: set it in [fixed] or leave it out")
     factors = space.factors
     for name, factor in factors.items():
         if isinstance(factor, Range):
@@ -262,10 +272,12 @@ def check_trial(space: Space, levels: dict[str, Any], source: str) -> None:
     """InputError that names the trial unless its settings are within their bounds and fit together."""
     trial = ", ".join(f"{name} = {label}" for name, label in levels.items()) or "the base"
     with naming(f"{source}, {trial}"):
-        runs = [space.resolve(levels), *([space.resolve_first(levels)] if space.first else [])]
+        settings = space.resolve(levels)
         if space.script == "Pretraining.py":
-            for settings in runs:
-                importlib.import_module("Pretraining").check(settings)
+            importlib.import_module("Pretraining").check(settings)
+    if space.first:
+        with naming(f"{source} [first], {trial}"):
+            importlib.import_module("Pretraining").check(space.resolve_first(levels))
 
 
 @contextlib.contextmanager

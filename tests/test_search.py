@@ -31,6 +31,7 @@ folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "starts.txt", "a") as file:
     file.write("start\\n")
 starts = len((folder / "starts.txt").read_text().splitlines())
+(folder / "init.txt").write_text(flags.get("--init-from", ""))
 batch, steps, rate = int(flags["--batch-size"]), int(flags["--steps"]), float(flags["--learning-rate"])
 decay = float(flags.get("--weight-decay", 0))
 if decay == 0.5:
@@ -241,8 +242,9 @@ def test_the_readmes_space_is_one(tmp_path):
     (SPACE + '[[finetuning]]\ntask = "stsb"\nepoch = 3', "unknown setting 'epoch', did you mean 'epochs'"),
     (SPACE.replace("[fixed]", '[fixed]\nconfig = "nowhere.toml"'), "'nowhere.toml' can't be read"),
     (SPACE + "[first]\nmax_length = 8", "[first]: steps is missing"),
-    (SPACE + "[first]\nsteps = 8\nmax_length = 4096", "learning_rate = 0.01: max_length = 4096 is beyond"),
-    (SPACE + "[first]\nsteps = 8\ninit_from = 'runs/x'", "[first]: init_from is set by the search"),
+    (SPACE + "[first]\nsteps = 8\nmax_length = 4096", "[first], learning_rate = 0.01: max_length = 4096 is beyond"),
+    (SPACE + "[first]\nsteps = 8\nobjective = 'mlm'", "[first]: objective can't differ from the trial's"),
+    (SPACE + "[first]\nsteps = 8\nmodel.layers = 1", "[first]: model.layers can't differ from the trial's"),
 ])
 def test_bad_spaces_are_refused_with_the_key(tmp_path, text, message):
     with pytest.raises(InputError, match=r"space\.toml") as error:
@@ -470,6 +472,32 @@ def test_a_stopped_search_saves_its_trial_and_goes_on_with_it(tmp_path, start_se
     assert again.wait(60) == 0
     assert len(results(tmp_path)) == 4
     assert starts(tmp_path) == {name: 2 if name == folder.name else 1 for name in starts(tmp_path)}
+
+
+def test_the_run_before_a_trial_is_resumed_and_counted(tmp_path, search):
+    text = """
+repeats = 1
+metric = "mlm_loss"
+[fixed]
+steps = 10
+batch_size = 4
+max_length = 16
+learning_rate = 0.01
+init_from = "runs/x"
+[first]
+steps = 7
+batch_size = 2
+[settings]
+weight_decay = [0.01, 0.125]
+"""
+    assert search(text, "--set", "first.steps=5") == 0
+    assert [(line["state"], line["steps"], line["tokens"]) for line in results(tmp_path)] == [
+        ("complete", 10 + 5, 10 * 4 * 16 + 5 * 2 * 16)] * 2
+    base, changed = sorted((tmp_path / "study" / "trials").iterdir())
+    # With this weight decay each of the two runs is killed once.
+    assert [len((folder / "starts.txt").read_text().splitlines())
+            for folder in (base / "first", base, changed / "first", changed)] == [1, 1, 2, 2]
+    assert [(folder / "init.txt").read_text() for folder in (base / "first", base)] == ["runs/x", str(base / "first")]
 
 
 # The real scripts
