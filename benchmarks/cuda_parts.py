@@ -32,9 +32,9 @@ from utils import one_line, pick_device, pick_precision, reports_input_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 TURNS = 5  # of the variants that are compared
-TURN_SECONDS = 0.6  # of a variant, however few steps these are: public code samples on the CPU, a second a step
+TURN_SECONDS = 0.6  # of a variant in a turn: the public wiring takes a second a step, because it samples on the CPU
 COMPILED = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # modes of torch.compile
-COMPILE_GROWTH = {"max-autotune-no-cudagraphs": 4.0}  # how much longer than the mode before it a mode may compile
+COMPILE_GROWTH = {"max-autotune-no-cudagraphs": 4.0}  # how much longer than the slowest mode before it a mode may compile
 EVALUATIONS = 8  # of the real run
 STARTUP_SECONDS = 40.0  # of the real run: imports, the first evaluation, the last one and saving
 KERNELS_LISTED = 12
@@ -201,9 +201,8 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name, build in variants.items():
         results[name] = add_variant(steps, name, lambda build=build: build(workload), workload.device)
         yield results
-    yield measured(results, steps, workload, window)
-    for name in ("transformers, careful", "transformers, public"):  # measured beside the eager step already
-        steps.pop(name, None)
+    yield measured(results, steps, steps, workload, window)
+    references = {name: steps[name] for name in ("project, eager", "matrix products") if name in steps}
     longest = 0.0
     for mode in COMPILED if workload.device.type == "cuda" else COMPILED[:1]:
         name = f"project, compiled: {mode}"
@@ -212,11 +211,12 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             results[name] = {"left out": f"about {expected:.0f} s for compiling were not left"}
             yield results
             continue
-        results[name] = add_variant(steps, name, lambda mode=mode: compiled_step(workload, mode), workload.device)
+        compiled: dict[str, Step] = {}
+        results[name] = add_variant(compiled, name, lambda mode=mode: compiled_step(workload, mode), workload.device)
         longest = max(longest, results[name].get("first steps s", 0.0))
-        yield measured(results, steps, workload, window)
-        if workload.device.type == "cuda" and name in steps:
-            results[name] |= profiled(steps[name])
+        yield measured(results, compiled, references | compiled, workload, window)
+        if workload.device.type == "cuda" and name in compiled:
+            results[name] |= profiled(compiled[name])
             yield results
 
 
@@ -241,14 +241,15 @@ def add_variant(steps: dict[str, Step], name: str, build: Callable[[], Step], de
     return facts
 
 
-def measured(results: dict[str, Any], steps: dict[str, Step], workload: Workload, window: int) -> dict[str, Any]:
-    """The results with tokens a second and the ratio of times to the eager step's, from turns of all variants."""
+def measured(results: dict[str, Any], reported: dict[str, Step], steps: dict[str, Step], workload: Workload,
+             window: int) -> dict[str, Any]:
+    """The results with tokens a second and ratios of times of those `reported`, from turns of all the steps."""
     turns, device = [], workload.device
     counts = {name: min(window, max(1, int(TURN_SECONDS / seconds_a_step(step, 4, 1, device))))
               for name, step in steps.items()}
     for turn in range(TURNS):
         turns.append({name: seconds_a_step(step, 5 + turn * window, counts[name], device) for name, step in steps.items()})
-    for name in [name for name in steps if "ms a step" not in results[name]]:  # the others keep their first turns
+    for name in reported:
         median = statistics.median(turn[name] for turn in turns)
         results[name] |= {"ms a step": round(1e3 * median, 2),
                           "tokens/s": round(workload.batch_size * workload.length / median)}
@@ -272,8 +273,8 @@ def sizes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             name = f"{batch_size} x {length}, {'compiled' if compiled else 'eager'}"
             build = (lambda workload=workload: compiled_step(workload, "default")) if compiled else (
                 lambda workload=workload: project_step(workload))
-            results[name] = measured({name: add_variant(steps, name, build, workload.device)}, steps, workload,
-                                     options.scale.window)[name]
+            results[name] = add_variant(steps, name, build, workload.device)
+            measured(results, steps, steps, workload, options.scale.window)
             longest = max(longest, time.monotonic() - began)
             yield results
 
@@ -288,7 +289,6 @@ def preparation(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"left out": "no --corpus, and the packages that convert the documentation are not installed"}
         return
     began = time.monotonic()
-    os.nice(10)  # the steps that are measured meanwhile wait for their host
     from corpus.vocabulary import learned_vocabulary
     vocab_size = (options.scale.config if options.device.type == "cuda" else TINY).vocab_size
     vocabulary = learned_vocabulary((corpus,), vocab_size, "uncased", options.cache)
@@ -332,13 +332,13 @@ def training_command(options: argparse.Namespace, corpus: Path, output: Path) ->
     size = f"{scale.batch_size} x {scale.length}"
     eager = first_measured(options.rates, "project, eager", f"{size}, eager")
     compiled = first_measured(options.rates, "project, compiled: default", f"{size}, compiled")
-    rate, compiles = eager.get("tokens/s", 1000.0), False
-    startup = min(STARTUP_SECONDS, left / 4)
-    if options.device.type == "cuda" and compiled.get("tokens/s", 0.0) > rate:
-        rate, compiles = compiled["tokens/s"], True
-        startup += compiled["first steps s"]
+    startup, tokens = min(STARTUP_SECONDS, left / 4), scale.batch_size * scale.length
     # Reading batches and evaluating take some of the time that bare steps would have.
-    steps = max(EVALUATIONS, int(0.7 * max(0.0, left - startup) * rate / (scale.batch_size * scale.length)))
+    steps, compiles = int(0.7 * (left - startup) * eager.get("tokens/s", 1000.0) / tokens), False
+    if options.device.type == "cuda" and compiled:
+        steps_compiled = int(0.7 * (left - startup - compiled["first steps s"]) * compiled["tokens/s"] / tokens)
+        steps, compiles = max((steps, False), (steps_compiled, True))
+    steps = max(EVALUATIONS, steps)
     flags = {"--corpus": corpus, "--cache": options.cache, "--output": output, "--device": options.device.type,
              "--steps": steps, "--warmup-steps": min(10_000, steps // 10), "--log-every": max(1, steps // 50),
              "--eval-every": max(1, steps // EVALUATIONS), "--eval-examples": 1000, "--save-every": steps,
@@ -378,6 +378,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rates", type=json.loads, default={}, help="what `sizes` and `speed` found, for `training`")
     options = parser.parse_args(argv)
     options.deadline = time.monotonic() + options.seconds
+    if options.part == "preparation":
+        os.nice(10)  # it runs beside the measurements, which wait for the host
     options.device = pick_device(options.device)
     options.scale = ON_GPU if options.device.type == "cuda" else ON_CPU
     torch.set_float32_matmul_precision("high")  # as Pretraining.py
