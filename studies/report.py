@@ -529,14 +529,15 @@ def draw_trade_off(study: Study, path: Path) -> None:
     figure = Figure((7.2, 4.6), dpi=72, layout="constrained")
     axes = figure.subplots()
     first, second = study.metrics[:2]
-    for number, combination in enumerate(study.combinations):
+    combinations = [each for each in study.combinations
+                    if len(each.levels) < 2 and len(each.scores[first]) and len(each.scores[second])]
+    for number, combination in enumerate(combinations):
         y, x = (study.estimate(combination.scores[metric], metric) for metric in (first, second))
-        if len(combination.levels) < 2 and x.count and y.count:
-            axes.errorbar(x.mean, y.mean, np.nan_to_num(y.error), np.nan_to_num(x.error), marker="o", markersize=4,
-                          elinewidth=0.6, color="C0" if combination.levels else "C1")
-            above_or_below = 4 if number % 2 else -11  # names of neighbours overlap less
-            axes.annotate(levels_text(combination.levels), (x.mean, y.mean), (4, above_or_below),
-                          textcoords="offset points", fontsize="small")
+        axes.errorbar(x.mean, y.mean, np.nan_to_num(y.error), np.nan_to_num(x.error), marker="o", markersize=4,
+                      elinewidth=0.6, color="C0" if combination.levels else "C1")
+        above_or_below = 4 if number % 2 else -11  # names of neighbours overlap less
+        axes.annotate(levels_text(combination.levels), (x.mean, y.mean), (4, above_or_below),
+                      textcoords="offset points", fontsize="small")
     axes.set(xlabel=second, ylabel=first)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
