@@ -201,7 +201,7 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name, build in variants.items():
         results[name] = add_variant(steps, name, lambda build=build: build(workload), workload.device)
         yield results
-    yield measured(results, steps, steps, workload, window)
+    yield measured(results, steps, workload, window)
     references = {name: steps[name] for name in ("project, eager", "matrix products") if name in steps}
     longest = 0.0
     for mode in COMPILED if workload.device.type == "cuda" else COMPILED[:1]:
@@ -214,7 +214,7 @@ def speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         compiled: dict[str, Step] = {}
         results[name] = add_variant(compiled, name, lambda mode=mode: compiled_step(workload, mode), workload.device)
         longest = max(longest, results[name].get("first steps s", 0.0))
-        yield measured(results, compiled, references | compiled, workload, window)
+        yield measured(results, compiled, workload, window, references)
         if workload.device.type == "cuda" and name in compiled:
             results[name] |= profiled(compiled[name])
             yield results
@@ -241,20 +241,22 @@ def add_variant(steps: dict[str, Step], name: str, build: Callable[[], Step], de
     return facts
 
 
-def measured(results: dict[str, Any], reported: dict[str, Step], steps: dict[str, Step], workload: Workload,
-             window: int) -> dict[str, Any]:
-    """The results with tokens a second and ratios of times of those `reported`, from turns of all the steps."""
-    turns, device = [], workload.device
+def measured(results: dict[str, Any], steps: dict[str, Step], workload: Workload, window: int,
+             references: dict[str, Step] | None = None) -> dict[str, Any]:
+    """The results with tokens a second and ratios of times of the steps, which take turns with one another and with the
+    references, whose own results were reported before."""
+    turns, device, running = [], workload.device, steps | (references or {})
     counts = {name: min(window, max(1, int(TURN_SECONDS / seconds_a_step(step, 4, 1, device))))
-              for name, step in steps.items()}
+              for name, step in running.items()}
     for turn in range(TURNS):
-        turns.append({name: seconds_a_step(step, 5 + turn * window, counts[name], device) for name, step in steps.items()})
-    for name in reported:
+        turns.append({name: seconds_a_step(step, 5 + turn * window, counts[name], device)
+                      for name, step in running.items()})
+    for name in steps:
         median = statistics.median(turn[name] for turn in turns)
         results[name] |= {"ms a step": round(1e3 * median, 2),
                           "tokens/s": round(workload.batch_size * workload.length / median)}
         for column, other in (("time, eager = 1", "project, eager"), ("time, limit = 1", "matrix products")):
-            if other in steps:
+            if other in running:
                 results[name][column] = round(statistics.median(turn[name] / turn[other] for turn in turns), 3)
     return results
 
@@ -274,7 +276,7 @@ def sizes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             build = (lambda workload=workload: compiled_step(workload, "default")) if compiled else (
                 lambda workload=workload: project_step(workload))
             results[name] = add_variant(steps, name, build, workload.device)
-            measured(results, steps, steps, workload, options.scale.window)
+            measured(results, steps, workload, options.scale.window)
             longest = max(longest, time.monotonic() - began)
             yield results
 
@@ -333,11 +335,11 @@ def training_command(options: argparse.Namespace, corpus: Path, output: Path) ->
     eager = first_measured(options.rates, "project, eager", f"{size}, eager")
     compiled = first_measured(options.rates, "project, compiled: default", f"{size}, compiled")
     startup, tokens = min(STARTUP_SECONDS, left / 4), scale.batch_size * scale.length
-    # Reading batches and evaluating take some of the time that bare steps would have.
-    steps, compiles = int(0.7 * (left - startup) * eager.get("tokens/s", 1000.0) / tokens), False
+    ways = [(False, eager.get("tokens/s", 1000.0), startup)]  # whether it compiles, its rate, and when that begins
     if options.device.type == "cuda" and compiled:
-        steps_compiled = int(0.7 * (left - startup - compiled["first steps s"]) * compiled["tokens/s"] / tokens)
-        steps, compiles = max((steps, False), (steps_compiled, True))
+        ways.append((True, compiled["tokens/s"], startup + compiled["first steps s"]))
+    # Reading batches and evaluating take some of the time that bare steps would have.
+    steps, compiles = max((int(0.7 * (left - begin) * rate / tokens), compiles) for compiles, rate, begin in ways)
     steps = max(EVALUATIONS, steps)
     flags = {"--corpus": corpus, "--cache": options.cache, "--output": output, "--device": options.device.type,
              "--steps": steps, "--warmup-steps": min(10_000, steps // 10), "--log-every": max(1, steps // 50),

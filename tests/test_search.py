@@ -304,6 +304,16 @@ def test_another_space_in_the_folder_is_refused(tmp_path, search, capsys, before
     assert message in error and "choose another --output" in error
 
 
+def test_a_study_of_a_version_without_first_goes_on(tmp_path, search):
+    assert search(SPACE, "--trials", 1) == 0
+    saved = tmp_path / "study" / "space.toml"
+    assert "[first]\n" in saved.read_text()
+    saved.write_text(saved.read_text().replace("[first]\n", ""))
+    assert search(SPACE, "--trials", 2) == 0
+    assert len(results(tmp_path)) == 2
+    assert search(SPACE + "[first]\nsteps = 7", "--trials", 3) == 2
+
+
 def test_a_database_can_hold_the_study(tmp_path, search, capsys):
     assert search(SPACE, "--trials", 2, "--storage", f"sqlite:///{tmp_path}/study.db") == 0
     assert len(results(tmp_path)) == 2 and not (tmp_path / "study" / "journal.log").exists()
