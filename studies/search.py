@@ -412,10 +412,10 @@ class Job:
         """Writes the trial's line of results.jsonl, tells Optuna, and deletes what the space doesn't keep."""
         scores = {} if state == "failed" else read_scores(self.space, self.folder)
         attributes = self.trial.user_attrs
-        line = {"trial": self.trial.number, "study": self.space.name, "state": state, "levels": self.levels,
-                "seed": self.seed, "settings": attributes["varied"], "scores": scores, **self.cost(),
-                "seconds": round(attributes["seconds"], 2), "metrics": [self.space.metric, *self.space.report],
-                "direction": self.space.direction}
+        line = {"trial": self.trial.number, "study": self.space.name, "state": state, "folder": self.folder.name,
+                "levels": self.levels, "seed": self.seed, "settings": attributes["varied"], "scores": scores,
+                **self.cost(), "seconds": round(attributes["seconds"], 2),
+                "metrics": [self.space.metric, *self.space.report], "direction": self.space.direction}
         add_line(self.output / RESULTS, line | ({"error": error} if error else {}))
         value = scores.get(self.space.metric)
         if state == "failed":
@@ -523,7 +523,21 @@ def add_line(path: Path, line: dict[str, Any]) -> None:
     with locked(path.with_name(".results")):
         lines = read_lines(path)
         if all(line["trial"] != written["trial"] for written in lines):
-            write_text(path, "".join(json.dumps(each) + "\n" for each in [*lines, line]))
+            write_lines(path, [*lines, line])
+
+
+def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
+    """Adds scores to complete trials, by the names of their folders."""
+    with locked(path.with_name(".results")):
+        lines = read_lines(path)
+        for line in lines:
+            if line["state"] == "complete":
+                line["scores"] |= scores.get(line.get("folder", ""), {})  # a line of an earlier version names none
+        write_lines(path, lines)
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def problem_of(lines: list[dict[str, Any]]) -> str:
