@@ -19,15 +19,15 @@ import os
 import signal
 import sys
 import tomllib
-import typing
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import tomli_w
 import torch
+import torch.distributed.nn  # before a group exists: functions there hold the one they are imported with, also after its end
 import tyro
 from torch import Tensor, distributed, nn
 from typeguard import TypeCheckError, check_type
@@ -160,7 +160,7 @@ def read_settings(settings_class: type[Settings], argv: list[str], default_confi
 
 def from_table(settings_class: type[Settings], table: dict[str, Any], source: str) -> Settings:
     """An instance of a settings class from a TOML table; InputError names the key that doesn't fit and the `source`."""
-    hints = typing.get_type_hints(settings_class)
+    hints = get_type_hints(settings_class)
     values = {}
     for key, value in table.items():
         if key not in hints:

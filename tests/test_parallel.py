@@ -60,6 +60,18 @@ def test_a_run_goes_on_with_another_number_of_processes(command, tmp_path):
         torch.testing.assert_close(weight, weights(tmp_path / "one")[name], rtol=1e-4, atol=2e-6, msg=name)
 
 
+def test_no_thread_of_the_group_outlives_it(command, tmp_path):
+    """One that still runs when Python ends can abort the process."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nfrom pathlib import Path\n"
+                      f"sys.path.insert(0, {str(ROOT)!r})\nfrom Pretraining import main\n"
+                      "assert main(sys.argv[1:]) == 0\n"
+                      "names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]\n"
+                      "assert not any('gloo' in name for name in names), names\n")
+    result = two_processes(str(script), command())
+    assert result.returncode == 0, result.stderr
+
+
 def descendants(pid):
     """The process and all that it started, directly or not."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

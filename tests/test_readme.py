@@ -55,6 +55,7 @@ def folder(tmp_path, monkeypatch, vocabulary, glue, cache):
     write_pair(Path("runs/quickstart"), vocabulary, max_positions=128)  # the newest run
     record = {"step": 2, "heldout": True, "mlm_loss": 9.0, "disc_auc": 0.5}
     Path("runs/quickstart/metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    Path("runs/quickstart/config.toml").write_text('corpus = ["corpus.txt"]\ncache = "data/cache"\nmax_length = 32\n')
     study = Path("runs/search/quickstart")
     study.mkdir(parents=True)
     shutil.copy(ROOT / "studies" / "results" / "quickstart.jsonl", study / "results.jsonl")
@@ -104,6 +105,8 @@ def is_done(script, words, output):
         return all(Path("exported", name, "model.safetensors").is_file() for name in ("generator", "discriminator"))
     if script == "studies.search":
         return "1 complete" in output and "best " in output
+    if script == "studies.compare":
+        return "common_disc_auc" in output and "| runs/short | " in output
     if script == "studies.report":
         return Path(output.strip()).is_file()
     if script == "studies.tracking":
