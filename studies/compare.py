@@ -10,7 +10,6 @@ gets the held-out text, the masks and the replacements of the reference run.
 
 import sys
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from dataset import Vocabulary
 from model import NETWORK_FILES, Electra, SavedNetwork, load_network
 from Pretraining import Pretraining, Run, evaluate, load_data
-from studies.search import RESULTS, add_scores
+from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
 from utils import Precision, from_table, pick_device, read_settings, reports_input_errors, require
 
@@ -34,7 +33,7 @@ class Compare:
     """Evaluates the networks of several runs on the held-out text, the masks and the replacements of one run."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders. Of a search whose space has keep = "networks", all trials: results.jsonl gets their scores, too."""
+    """Run folders. Of a search whose space has keep = "networks", the complete trials: results.jsonl gets their scores."""
     reference: str
     """Folder of the run whose config.toml says what the task is, and whose gen.pt makes the replacements."""
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> int:
     reference = open_reference(Path(settings.reference))
     rows = []
     for folder in map(Path, settings.runs):
-        scores = {run: common_scores(reference, run) for run in tqdm(list(run_folders(folder)), f"Comparing {folder}")}
+        scores = {run: common_scores(reference, run) for run in tqdm(run_folders(folder), f"Comparing {folder}")}
         if (folder / RESULTS).is_file():
             add_scores(folder / RESULTS, {run.name: values for run, values in scores.items()})
         rows += [[str(run), *(f"{values[name]:.4f}" if name in values else "" for name in common_names())]
@@ -59,13 +58,16 @@ def common_names() -> list[str]:
     return [f"common_{name}" for names in COMPARED.values() for name in names]
 
 
-def run_folders(folder: Path) -> Iterator[Path]:
-    """The folder itself, or those of a search's trials that hold a network; InputError if there is none."""
-    trials = sorted((folder / "trials").glob("*/")) if (folder / RESULTS).is_file() else [folder]
-    found = [run for run in trials if any((run / NETWORK_FILES[kind]).is_file() for kind in COMPARED)]
-    require(bool(found), f"{folder} holds no networks: expected the folder of a run, with gen.pt or disc.pt, or that of a "
-                         'search whose space has keep = "networks"')
-    yield from found
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself, or those of a search's complete trials, where they hold a network; InputError if none does."""
+    runs = [folder]
+    if (folder / RESULTS).is_file():
+        complete = [line for line in read_lines(folder / RESULTS) if line["state"] == "complete"]
+        runs = [folder / "trials" / line["folder"] for line in complete if "folder" in line]  # earlier versions wrote none
+    runs = [run for run in runs if any((run / NETWORK_FILES[kind]).is_file() for kind in COMPARED)]
+    require(bool(runs), f"{folder} holds no networks: expected the folder of a run, with gen.pt or disc.pt, or that of a "
+                        'search with complete trials, whose space has keep = "networks"')
+    return runs
 
 
 def open_reference(folder: Path) -> Run:

@@ -532,7 +532,7 @@ def add_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
         lines = read_lines(path)
         for line in lines:
             if line["state"] == "complete":
-                line["scores"] |= scores.get(line.get("folder", ""), {})  # a line of an earlier version names none
+                line["scores"] |= scores.get(line.get("folder", ""), {})
         write_lines(path, lines)
 
 

@@ -66,9 +66,10 @@ def test_trials_of_a_search_get_their_scores_into_its_results(tmp_path, runs, co
         shutil.copytree(run, study / "trials" / name)
         lines.append({"trial": number, "state": "complete", "folder": name, "scores": {"mlm_loss": 9.0}})
     lines.append({"trial": 2, "state": "complete", "scores": {}})  # of an earlier version
+    shutil.copytree(runs[0], study / "trials" / "0003-base-seed=3")  # has not ended
     (study / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (study / "trials" / "0003-without-networks").mkdir()
     printed = compare(study, reference=runs[0])
+    assert len(printed) == 2
     written = [json.loads(line)["scores"] for line in (study / "results.jsonl").read_text().splitlines()]
     for scores, row in zip(written[:2], printed.values(), strict=True):
         assert scores.pop("mlm_loss") == 9.0
