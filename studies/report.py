@@ -526,7 +526,7 @@ def positions_of(labels: list[Any], axes: "Axes") -> list[float]:
 def draw_trade_off(study: Study, path: Path) -> None:
     """The first two metrics of the base and of each change of one factor: what wins the one may lose the other."""
     from matplotlib.figure import Figure
-    figure = Figure((7.2, 4.6), dpi=72, layout="constrained")
+    figure = Figure((9.6, 6.4), dpi=72, layout="constrained")
     axes = figure.subplots()
     first, second = study.metrics[:2]
     combinations = [each for each in study.combinations
