@@ -9,7 +9,6 @@ gets the held-out text, the masks and the replacements of the reference run.
 """
 
 import sys
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from model import NETWORK_FILES, Electra, SavedNetwork, load_network
 from Pretraining import Pretraining, Run, evaluate, load_data
 from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
-from utils import Precision, from_table, pick_device, read_settings, reports_input_errors, require
+from utils import Precision, pick_device, read_settings, reports_input_errors, require
 
 COMPARED = {"generator": ["mlm_loss", "mlm_accuracy"], "discriminator": ["disc_auc"]}
 
@@ -74,8 +73,7 @@ def open_reference(folder: Path) -> Run:
     """The reference run with its generator and its held-out text. It can be evaluated but not trained."""
     path = folder / "config.toml"
     require(path.is_file(), f"{path} is missing: --reference expects the folder of a pretraining run")
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    settings = replace(from_table(Pretraining, table, str(path)), vocab=None)  # the network's file has the vocabulary
+    settings = replace(read_settings(Pretraining, [], path), vocab=None)  # the network's file has the vocabulary
     saved = load_network(folder / NETWORK_FILES["generator"], ["generator"], "--reference")
     vocabulary, data = load_data(settings, None, {"generator": saved})
     device = pick_device("auto")

@@ -84,7 +84,11 @@ def test_networks_that_cannot_be_compared(tmp_path, runs, compare, command, caps
     assert pretrain(command("short", max_length=16, model__max_positions=16)) == 0
     empty = tmp_path / "empty"
     empty.mkdir()
-    for folder, reference, message in [(tmp_path / "short", runs[0], "takes rows of 16 tokens at most"),
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.toml").write_text("steps = ")
+    for folder, reference, message in [(runs[0], damaged, "can't be read as TOML"),
+                                       (tmp_path / "short", runs[0], "takes rows of 16 tokens at most"),
                                        (empty, runs[0], "holds no networks"),
                                        (runs[0], empty, "config.toml is missing")]:
         assert main([str(folder), "--reference", str(reference)]) == 2
