@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, maskable, prepare, stored_batch
+from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, prepare
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
+from studies.heldout import HeldoutTask, evaluate
 from studies.objectives import build_objective
-from studies.tracking import (MetricsLog, RunningMeans, describe_text, detection_metrics, draw_curves, learning_warnings,
-                              report_skipped_steps, sample_table, unigram_baseline)
-from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, flat, from_table,
+from studies.tracking import (MetricsLog, RunningMeans, describe_text, draw_curves, learning_warnings, report_skipped_steps,
+                              unigram_baseline)
+from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, derived_seed, flat, from_table,
                    gather_from_processes, iterating, load, locked, one_line, own_rows, pick_device, pick_precision,
                    process_group, rank, read_settings, reports_input_errors, require, save, scheduled_rate,
                    skip_unless_finite, stop_signals, sum_over_processes, to_toml, world_size, write_text)
@@ -146,7 +146,6 @@ class Run(NamedTuple):
     parallel: nn.Module  # electra, or what sums its gradients over processes
     optimizer: Adam
     scaler: torch.amp.GradScaler
-    kept_prob: float  # share of the chosen tokens that stay visible
 
 
 @reports_input_errors
@@ -267,6 +266,8 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
     precision = pick_precision(settings.precision, device)
     torch.manual_seed(settings.seed)
     electra = build_objective(settings.objective, model, settings.temperature).to(device)
+    if settings.kept_prob is not None:
+        electra.kept_prob = settings.kept_prob
     for module in electra.modules():
         if isinstance(module, Encoder):
             module.grad_checkpointing = settings.grad_checkpointing
@@ -282,9 +283,8 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
     parallel = electra
     if world_size() > 1:
         parallel = DistributedDataParallel(electra, find_unused_parameters=electra.stages > 1)
-    kept_prob = electra.kept_prob if settings.kept_prob is None else settings.kept_prob
     run = Run(settings, model, output, device, precision, vocabulary, data, electra, parallel, optimizer,
-              precision.scaler(), kept_prob)
+              precision.scaler())
     if checkpoint:
         restore(run, checkpoint)
     if settings.compile:
@@ -321,7 +321,7 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
     cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
     if not paths:
         from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
-        paths = (documentation_corpus(cache, Path(__file__).with_name("requirements.txt")),)
+        paths = (documentation_corpus(cache),)
     if vocabulary is None:
         from corpus.vocabulary import learned_vocabulary
         vocabulary = learned_vocabulary(paths, settings.model.vocab_size, settings.case, cache)
@@ -352,7 +352,7 @@ def describe(run: Run) -> None:
     """Prints settings, text, model size and cost."""
     settings = run.settings
     print(to_toml(settings), end="")
-    describe_text(run.data, run.vocabulary, run.kept_prob)
+    describe_text(run.data, run.vocabulary, run.electra.kept_prob)
     networks = [run.electra, getattr(run.electra, run.electra.networks[-1])]
     total_size, size = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
     print(f"model: {size / 1e6:.2f} M parameters in the {run.electra.networks[-1]}, {total_size / 1e6:.2f} M in all; "
@@ -460,7 +460,9 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
 
     # Mask the batch and draw the random numbers of the sampler.
     seed_step(settings.seed, step, rng)
-    masked, draws = mask_and_draw(run, batch, rng)
+    masked = mask_tokens(batch, run.vocabulary, settings.mask_prob, settings.max_length, rng, run.electra.kept_prob,
+                         run.electra.random_prob)
+    draws = run.electra.draws(masked, rng)
 
     # Forward and backward.
     means = forward_and_backward(run, batch, masked, draws)
@@ -480,22 +482,10 @@ def training_step(run: Run, batch: Batch, step: int, rng: torch.Generator) -> tu
     return means, batch.attention_mask.sum(), finite
 
 
-def mask_and_draw(run: Run, batch: Batch, rng: torch.Generator) -> tuple[Masked, Tensor]:
-    """The masked batch and the random numbers with which the objective samples."""
-    masked = mask_tokens(batch, run.vocabulary, run.settings.mask_prob, run.settings.max_length, rng, run.kept_prob,
-                         run.electra.random_prob)
-    return masked, run.electra.draws(masked, rng)
-
-
 def seed_step(seed: int, step: int, rng: torch.Generator) -> None:
     """Seeds masks and samples (`rng`) by seed and step, and dropout (the global generator) by the rank as well."""
     rng.manual_seed(derived_seed(seed, step))
     torch.manual_seed(derived_seed(seed, step, 1 + rank()))
-
-
-def derived_seed(*key: int) -> int:
-    """A 62-bit seed that follows from the key."""
-    return int(np.random.default_rng(key).integers(1 << 62))
 
 
 def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) -> dict[str, Tensor]:
@@ -530,83 +520,22 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
 
 def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     """Evaluates, writes the metrics, curves.png and samples, and warns if the run doesn't learn."""
-    metrics, samples = evaluate(run)
+    metrics, samples = evaluate(run.electra, heldout_task(run), run.precision)
     log.write(step, True, metrics)
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    frequency_loss = (1 - run.kept_prob) * unigram_baseline(run.data.heldout.ids)[0]
+    frequency_loss = (1 - run.electra.kept_prob) * unigram_baseline(run.data.heldout.ids)[0]
     for warning in learning_warnings([record for record in log.records if record["heldout"]], frequency_loss):
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
         draw_curves(run.output, has_papers_settings(run.settings, run.model))
 
 
-def evaluate(run: Run) -> tuple[dict[str, float], str]:
-    """Metrics on evenly spread held-out examples, with the same masks each time, and the first examples as a table.
-
-    The losses are the training's. Everything else about the discriminator is measured on the tokens that could have been
-    replaced: padding and special tokens would be easy negatives. Raises InputError if the run has diverged.
-    """
-    settings, store = run.settings, run.data.heldout
-    numbers = np.linspace(0, len(store) - 1, min(settings.eval_examples, len(store))).astype(np.int64)
-    batches = np.array_split(numbers, math.ceil(len(numbers) * settings.accumulate / settings.batch_size))
-    run.electra.eval()
-    own_parts = [evaluate_batch(run, batch) for batch in batches[rank()::world_size()]]
-    run.electra.train()
-
-    parts = [part for parts in gather_from_processes(own_parts) for part in parts]
-    metrics = {name: sum(part.sums[name][0] for part in parts) / max(1, sum(part.sums[name][1] for part in parts))
-               for name in parts[0].sums}
-    require(all(map(math.isfinite, metrics.values())),
-            "the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
-    if parts[0].labels is not None:
-        detection = detection_metrics(np.concatenate([part.labels for part in parts]),
-                                      np.concatenate([part.scores for part in parts]))
-        metrics |= {f"disc_{name}": value for name, value in detection._asdict().items()}
-    return metrics, parts[0].samples
-
-
-class EvaluatedPart(NamedTuple):
-    """What one batch contributes to an evaluation."""
-
-    sums: dict[str, tuple[float, int]]  # by metric, with the number of tokens that it is summed over
-    samples: str  # the first examples as a table; "" for other batches
-    labels: np.ndarray | None  # of the tokens that could have been replaced: whether they were
-    scores: np.ndarray | None  # the discriminator's logits for them
-
-
-@torch.no_grad()
-def evaluate_batch(run: Run, numbers: np.ndarray) -> EvaluatedPart:
-    """Evaluates the held-out examples with these numbers (B,)."""
-    batch = stored_batch(run.data.heldout, numbers, run.vocabulary, run.settings.max_length, full_width=True)
-    batch = batch.to(run.device)
-    masked, draws = masks_of_examples(run, batch, numbers)
-    with run.precision.autocast():
-        output = run.electra(batch, masked, draws)
-    judged = run.electra.judged(batch, masked)
-    counts = {"chosen": int(masked.chosen.sum()), "judged": int(judged.sum())}
-    predicted = (output.generator_logits.argmax(-1) == batch.ids.gather(1, masked.positions)) & masked.chosen
-    measured = run.electra.measure(output, batch, masked) | {"mlm_accuracy": (predicted.sum(), "chosen")}
-    labels = scores = None
-    if output.discriminator_logits is not None:
-        replaceable = judged & maskable(batch, run.vocabulary)
-        labels, scores = (tensor[replaceable].cpu().numpy() for tensor in (output.replaced, output.discriminator_logits))
-    return EvaluatedPart({name: (total.item(), counts[over]) for name, (total, over) in measured.items()},
-                         sample_table(run.vocabulary, batch, masked, output) if numbers[0] == 0 else "", labels, scores)
-
-
-def masks_of_examples(run: Run, batch: Batch, numbers: np.ndarray) -> tuple[Masked, Tensor]:
-    """`mask_and_draw` for held-out examples with these numbers (B,), each from its own seed.
-
-    So an evaluation doesn't depend on how the examples are divided into batches.
-    """
-    rng = torch.Generator(run.device)
-    rows = []
-    for row, number in enumerate(numbers):
-        rng.manual_seed(derived_seed(run.settings.seed, int(number)))
-        rows.append(mask_and_draw(run, Batch(*(tensor[row:row + 1] for tensor in batch)), rng))
-    masked = Masked(*map(torch.cat, zip(*(masked for masked, _ in rows), strict=True)))
-    return masked, torch.cat([draws for _, draws in rows])
+def heldout_task(run: Run) -> HeldoutTask:
+    """On what the run is evaluated."""
+    settings = run.settings
+    return HeldoutTask(run.data.heldout, run.vocabulary, settings.max_length, settings.mask_prob, settings.seed,
+                       settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))
 
 
 def has_papers_settings(settings: Pretraining, model: ModelConfig) -> bool:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
+import numpy as np
 import tomli_w
 import torch
 import torch.distributed.nn  # before a group exists: functions there hold the one they are imported with, also after its end
@@ -336,6 +337,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     parameters = list(model.parameters())
     return [{"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
             {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}]
+
+
+def derived_seed(*key: int) -> int:
+    """A 62-bit seed that follows from the key."""
+    return int(np.random.default_rng(key).integers(1 << 62))
 
 
 def scheduled_rate(step: int, base: float, warmup: int, total: int) -> float:

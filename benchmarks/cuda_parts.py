@@ -323,7 +323,7 @@ def corpus_of(options: argparse.Namespace) -> Path | None:
         return options.corpus.resolve()
     try:
         from corpus.documentation import documentation_corpus  # needs a sentence splitter
-        return documentation_corpus(options.cache, ROOT / "requirements.txt")
+        return documentation_corpus(options.cache)
     except ImportError:
         return None
 

@@ -79,7 +79,7 @@ def new_run(workload: Workload, vocabulary: Vocabulary | SimpleNamespace, grad_c
     optimizer = Adam(decay_groups(electra, settings.weight_decay), settings.learning_rate)
     return Run(settings, workload.model, output=Path(), device=workload.device, precision=workload.precision,
                vocabulary=vocabulary, data=None, electra=electra, parallel=electra, optimizer=optimizer,
-               scaler=workload.precision.scaler(), kept_prob=Electra.kept_prob)
+               scaler=workload.precision.scaler())
 
 
 # The step with the networks of transformers

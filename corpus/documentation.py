@@ -16,6 +16,7 @@ from corpus.sentences import split_sentences
 from dataset import content_key
 from utils import locked, replacing
 
+REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 DOCUMENTATION_VERSION = 4  # part of the file's name: raise it when the same packages give another text
 SKIPPED_FOLDERS = {"test", "tests", "testing", "idlelib"}
 SHORTEST_PROSE = 8  # words of a paragraph
@@ -29,7 +30,7 @@ ROLE = re.compile(r":\w+(?::\w+)*:`~?([^`<]+)(?: <[^>]*>)?`|[`*]+")
 WORD = re.compile(r"(?<!\S)[A-Za-z][a-z'-]*[.,;:!?)]?(?!\S)")
 
 
-def documentation_corpus(cache: Path, requirements: Path) -> Path:
+def documentation_corpus(cache: Path, requirements: Path = REQUIREMENTS) -> Path:
     """A corpus of the docstrings of the standard library and of the packages in `requirements`; built once, cached.
 
     A document is a module, a line a sentence. Paragraphs that an earlier module has are left out.

@@ -9,20 +9,22 @@ gets the held-out text, the masks and the replacements of the reference run.
 """
 
 import sys
-from dataclasses import dataclass, replace
+import tomllib
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import tyro
+from torch import nn
 from tqdm import tqdm
 
-from dataset import Vocabulary
-from model import NETWORK_FILES, Electra, SavedNetwork, load_network
-from Pretraining import Pretraining, Run, evaluate, load_data
+from dataset import Vocabulary, prepare
+from model import NETWORK_FILES, Electra, load_network
+from studies.heldout import HeldoutTask, evaluate
 from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
-from utils import Precision, pick_device, read_settings, reports_input_errors, require
+from utils import InputError, Precision, from_table, pick_device, read_settings, reports_input_errors, require
 
 COMPARED = {"generator": ["mlm_loss", "mlm_accuracy"], "discriminator": ["disc_auc"]}
 
@@ -35,6 +37,28 @@ class Compare:
     """Run folders. Of a search whose space has keep = "networks", the complete trials: results.jsonl gets their scores."""
     reference: str
     """Folder of the run whose config.toml says what the task is, and whose gen.pt makes the replacements."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The settings of a run that decide on its held-out text and masks."""
+
+    corpus: tuple[str, ...]
+    cache: str
+    max_length: int
+    examples: str
+    mask_prob: float
+    seed: int
+    eval_examples: int
+    batch_size: int
+    kept_prob: float | None = None
+
+
+class Reference(NamedTuple):
+    """The run whose task all networks get."""
+
+    electra: Electra
+    task: HeldoutTask
 
 
 @reports_input_errors
@@ -69,46 +93,65 @@ def run_folders(folder: Path) -> list[Path]:
     return runs
 
 
-def open_reference(folder: Path) -> Run:
-    """The reference run with its generator and its held-out text. It can be evaluated but not trained."""
-    path = folder / "config.toml"
-    require(path.is_file(), f"{path} is missing: --reference expects the folder of a pretraining run")
-    settings = replace(read_settings(Pretraining, [], path), vocab=None)  # the network's file has the vocabulary
+def open_reference(folder: Path) -> Reference:
+    """The reference's generator, with a discriminator that is not trained, and its held-out task."""
+    settings = task_settings(folder / "config.toml")
     saved = load_network(folder / NETWORK_FILES["generator"], ["generator"], "--reference")
-    vocabulary, data = load_data(settings, None, {"generator": saved})
-    device = pick_device("auto")
-    electra = Electra(saved.config).to(device)
-    electra.generator = saved.network.to(device)
-    kept_prob = electra.kept_prob if settings.kept_prob is None else settings.kept_prob
-    precision = Precision("fp32", torch.float32, device.type)
-    return Run(settings, saved.config, folder, device, precision, vocabulary, data, electra, electra, None, None, kept_prob)
+    vocabulary = Vocabulary.of_network(saved, str(folder))
+    cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
+    if not paths:
+        from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
+        paths = (documentation_corpus(cache),)
+    data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
+    task = HeldoutTask(data.heldout, vocabulary, settings.max_length, settings.mask_prob, settings.seed,
+                       settings.eval_examples, settings.batch_size)
+    electra = Electra(saved.config)
+    electra.generator = saved.network
+    if settings.kept_prob is not None:
+        electra.kept_prob = settings.kept_prob
+    return Reference(electra.to(pick_device("auto")), task)
 
 
-def common_scores(reference: Run, folder: Path) -> dict[str, float]:
+def task_settings(config_file: Path) -> TaskSettings:
+    """What a run's config.toml says about its task; InputError if it can't be read."""
+    require(config_file.is_file(), f"{config_file} is missing: --reference expects the folder of a pretraining run")
+    try:
+        table = tomllib.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config_file} can't be read as TOML: {error}") from None
+    names = [field.name for field in fields(TaskSettings)]
+    missing = [name for name in names if name not in table and name != "kept_prob"]
+    require(not missing, f"{config_file} lacks {', '.join(missing)}: --reference expects the folder of a pretraining run")
+    return from_table(TaskSettings, {name: table[name] for name in names if name in table}, str(config_file))
+
+
+def common_scores(reference: Reference, folder: Path) -> dict[str, float]:
     """Scores of a run's networks on the reference's task; none of a network that has another vocabulary."""
+    task = reference.task
     scores = {}
     for kind, names in COMPARED.items():
         path = folder / NETWORK_FILES[kind]
         if not path.is_file():
             continue
         saved = load_network(path, [kind], "a comparison")
-        if Vocabulary.of_network(saved, str(path)).to_json() != reference.vocabulary.to_json():
+        if Vocabulary.of_network(saved, str(path)).to_json() != task.vocabulary.to_json():
             tqdm.write(f"warning: {path} has another vocabulary than the reference and is not compared", file=sys.stderr)
             continue
-        require(saved.config.max_positions >= reference.settings.max_length,
+        require(saved.config.max_positions >= task.max_length,
                 f"{path} takes rows of {saved.config.max_positions} tokens at most, the reference has rows of "
-                f"{reference.settings.max_length}: choose a reference with shorter rows")
-        metrics = evaluate_with(reference, kind, saved)
+                f"{task.max_length}: choose a reference with shorter rows")
+        metrics = evaluate_with(reference, kind, saved.network)
         scores |= {f"common_{name}": metrics[name] for name in names}
     return scores
 
 
-def evaluate_with(reference: Run, kind: str, saved: SavedNetwork) -> dict[str, float]:
+def evaluate_with(reference: Reference, kind: str, network: nn.Module) -> dict[str, float]:
     """The reference's evaluation with one of its networks replaced by another run's."""
-    own = getattr(reference.electra, kind)
-    setattr(reference.electra, kind, saved.network.to(reference.device))
-    metrics, _ = evaluate(reference)
-    setattr(reference.electra, kind, own)
+    electra = reference.electra
+    own, device = getattr(electra, kind), electra.generator.bias.device
+    setattr(electra, kind, network.to(device))
+    metrics, _ = evaluate(electra, reference.task, Precision("fp32", torch.float32, device.type))
+    setattr(electra, kind, own)
     return metrics
 
 

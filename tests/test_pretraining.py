@@ -24,7 +24,8 @@ import Pretraining as script
 from convert import to_transformers
 from dataset import TrainingBatches, Vocabulary, mask_tokens, maskable, stored_batch
 from model import Discriminator, Generator, ModelConfig, sampler_draws
-from Pretraining import Pretraining, check, evaluate, has_papers_settings, main, masks_of_examples
+from Pretraining import Pretraining, check, has_papers_settings, heldout_task, main
+from studies.heldout import evaluate, masks_of_examples
 from studies.tracking import RunningMeans
 from utils import InputError, from_table, load, read_settings, tomllib
 
@@ -164,7 +165,7 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     run = prepared_run(monkeypatch, command(examples="line", batch_size=9, accumulate=2, eval_examples=1000))
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
-    values, _ = evaluate(run)
+    values, _ = evaluate(run.electra, heldout_task(run), run.precision)
     rng = torch.Generator()
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
     for number in range(len(run.data.heldout)):
@@ -200,7 +201,7 @@ def test_held_out_metrics_do_not_depend_on_how_the_examples_are_divided(command,
     for batch_size, accumulate in ((4, 1), (6, 3), (50, 1)):
         run = prepared_run(monkeypatch, command(f"{batch_size}-{accumulate}", batch_size=batch_size, accumulate=accumulate,
                                                 model__initializer_range=0.5))
-        measured.append(evaluate(run)[0])
+        measured.append(evaluate(run.electra, heldout_task(run), run.precision)[0])
     assert measured[0]["mlm_loss"] > 0 and 0 < measured[0]["disc_auc"] < 1
     for other in measured[1:]:
         assert other == pytest.approx(measured[0], rel=1e-5)
@@ -391,11 +392,11 @@ def test_samples_show_what_is_masked_generated_and_flagged(command, tmp_path, mo
     run = prepared_run(monkeypatch, command(corpus=tmp_path / "corpus.txt", model__vocab_size=50))
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
-    html = plugin_util.markdown_to_safe_html(evaluate(run)[1])
+    html = plugin_util.markdown_to_safe_html(evaluate(run.electra, heldout_task(run), run.precision)[1])
     numbers = np.linspace(0, len(run.data.heldout) - 1, 20).astype(np.int64)
     numbers = np.array_split(numbers, 4)[0]
     batch = stored_batch(run.data.heldout, numbers, run.vocabulary, 24, full_width=True)
-    masked, draws = masks_of_examples(run, batch, numbers)
+    masked, draws = masks_of_examples(run.electra, heldout_task(run), batch, numbers)
     with torch.no_grad():
         output = run.electra.eval()(batch, masked, draws)
     wanted, pieces = [], run.vocabulary.pieces()
