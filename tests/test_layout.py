@@ -1,0 +1,41 @@
+"""Which part of the project imports which, and how long the files that a reader starts with are."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ["Pretraining", "model", "dataset", "utils"]
+SCRIPTS = [*CORE, "Finetuning", "LM_DEMO"]
+PACKAGES = ["corpus", "tasks", "convert", "studies"]
+LOCAL = {*SCRIPTS, *PACKAGES, "benchmarks"}
+ALLOWED = {"utils": set(), "dataset": {"utils"}, "model": {"utils"},
+           **dict.fromkeys(PACKAGES, {"dataset", "model", "utils", *PACKAGES}),
+           **dict.fromkeys(["Pretraining", "Finetuning", "LM_DEMO"], {"dataset", "model", "utils", *PACKAGES, "benchmarks"})}
+
+
+def imported(path):
+    """The parts of the project that a file imports, those for type checkers alone left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {id(node) for block in for_types for node in ast.walk(block)}
+    nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names} & LOCAL
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_go_from_scripts_down_to_utils(part):
+    """No package or module imports a script, no script another one, and neither dataset nor model the other."""
+    files = [ROOT / f"{part}.py"] if part in SCRIPTS else sorted((ROOT / part).glob("*.py"))
+    assert files
+    for file in files:
+        assert imported(file) <= ALLOWED[part], file
+
+
+def test_the_core_can_be_read_in_an_hour():
+    lines = {name: len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in SCRIPTS}
+    assert {path.stem for path in ROOT.glob("*.py")} == set(SCRIPTS)
+    assert sum(lines[name] for name in CORE) < 2000 and sum(lines.values()) < 2900
