@@ -10,9 +10,10 @@ CORE = ["Pretraining", "model", "dataset", "utils"]
 SCRIPTS = [*CORE, "Finetuning", "LM_DEMO"]
 PACKAGES = ["corpus", "tasks", "convert", "studies"]
 LOCAL = {*SCRIPTS, *PACKAGES, "benchmarks"}
+BELOW_PACKAGES = {"dataset", "model", "utils"}
 ALLOWED = {"utils": set(), "dataset": {"utils"}, "model": {"utils"},
-           **dict.fromkeys(PACKAGES, {"dataset", "model", "utils", *PACKAGES}),
-           **dict.fromkeys(["Pretraining", "Finetuning", "LM_DEMO"], {"dataset", "model", "utils", *PACKAGES, "benchmarks"})}
+           **{part: BELOW_PACKAGES | {*PACKAGES} for part in PACKAGES},
+           **{part: BELOW_PACKAGES | {*PACKAGES, "benchmarks"} for part in ("Pretraining", "Finetuning", "LM_DEMO")}}
 
 
 def imported(path):
