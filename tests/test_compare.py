@@ -87,7 +87,11 @@ def test_networks_that_cannot_be_compared(tmp_path, runs, compare, command, caps
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.toml").write_text("steps = ")
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    (partial / "config.toml").write_text("max_length = 24\n")
     for folder, reference, message in [(runs[0], damaged, "can't be read as TOML"),
+                                       (runs[0], partial, "config.toml lacks corpus, cache, examples"),
                                        (tmp_path / "short", runs[0], "takes rows of 16 tokens at most"),
                                        (empty, runs[0], "holds no networks"),
                                        (runs[0], empty, "config.toml is missing")]:

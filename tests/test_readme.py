@@ -16,7 +16,7 @@ from conftest import story, write_pair
 from dataset import SPECIAL_TOKENS
 from model import ModelConfig, SavedNetwork, build_network, save_network
 from Pretraining import Pretraining, check
-from utils import read_settings
+from utils import read_settings, to_toml
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def test_readme_command(command):
     if script == "corpus":
         Path("corpus.txt").unlink()
     if script == "studies.compare":  # of the reference; a new run of that name would be refused
-        Path("runs/quickstart/config.toml").write_text('corpus = ["corpus.txt"]\ncache = "data/cache"\nmax_length = 32\n')
+        Path("runs/quickstart/config.toml").write_text(to_toml(Pretraining(corpus=("corpus.txt",), max_length=32)))
     if script == "Pretraining.py" and "--help" not in words:
         flags = [str(ROOT / word) if word.startswith("configs/") else word for word in words[words.index(script) + 1:]]
         check(read_settings(Pretraining, flags, ROOT / "configs" / "quickstart.toml"))  # before they are shortened
