@@ -12,7 +12,7 @@ import sys
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
@@ -24,7 +24,8 @@ from model import NETWORK_FILES, Electra, load_network
 from studies.heldout import HeldoutTask, evaluate
 from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
-from utils import InputError, Precision, from_table, pick_device, read_settings, reports_input_errors, require
+from utils import (InputError, Precision, bounded, check_bounds, from_table, pick_device, read_settings,
+                   reports_input_errors, require)
 
 COMPARED = {"generator": ["mlm_loss", "mlm_accuracy"], "discriminator": ["disc_auc"]}
 
@@ -41,17 +42,17 @@ class Compare:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """The settings of a run that decide on its held-out text and masks."""
+    """The settings of a run that an evaluation on its held-out text needs, with the bounds of Pretraining.py."""
 
     corpus: tuple[str, ...]
     cache: str
-    max_length: int
-    examples: str
-    mask_prob: float
-    seed: int
-    eval_examples: int
-    batch_size: int
-    kept_prob: float | None = None
+    examples: Literal["packed", "line"]
+    max_length: int = bounded(128, at_least=5)
+    mask_prob: float = bounded(0.15, above=0, below=1)
+    kept_prob: float | None = bounded(None, at_least=0, at_most=0.9)
+    seed: int = bounded(0, at_least=0)
+    eval_examples: int = bounded(2_000, at_least=1)
+    batch_size: int = bounded(128, at_least=1)
 
 
 class Reference(NamedTuple):
@@ -122,7 +123,9 @@ def task_settings(config_file: Path) -> TaskSettings:
     names = [field.name for field in fields(TaskSettings)]
     missing = [name for name in names if name not in table and name != "kept_prob"]
     require(not missing, f"{config_file} lacks {', '.join(missing)}: --reference expects the folder of a pretraining run")
-    return from_table(TaskSettings, {name: table[name] for name in names if name in table}, str(config_file))
+    settings = from_table(TaskSettings, {name: table[name] for name in names if name in table}, str(config_file))
+    check_bounds(settings)
+    return settings
 
 
 def common_scores(reference: Reference, folder: Path) -> dict[str, float]:

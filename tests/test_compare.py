@@ -1,6 +1,7 @@
 """studies/compare.py: networks of several runs on one held-out task."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -87,11 +88,16 @@ def test_networks_that_cannot_be_compared(tmp_path, runs, compare, command, caps
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.toml").write_text("steps = ")
+    outside = tmp_path / "outside"
+    shutil.copytree(runs[0], outside)
+    config = (runs[0] / "config.toml").read_text()
+    (outside / "config.toml").write_text(re.sub(r"(?m)^batch_size = .*", "batch_size = 0", config))
     partial = tmp_path / "partial"
     partial.mkdir()
     (partial / "config.toml").write_text("max_length = 24\n")
     for folder, reference, message in [(runs[0], damaged, "can't be read as TOML"),
                                        (runs[0], partial, "config.toml lacks corpus, cache, examples"),
+                                       (runs[0], outside, "batch_size = 0 must be at least 1"),
                                        (tmp_path / "short", runs[0], "takes rows of 16 tokens at most"),
                                        (empty, runs[0], "holds no networks"),
                                        (runs[0], empty, "config.toml is missing")]:
