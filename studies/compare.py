@@ -8,13 +8,13 @@ easier to detect the worse the generator is, and its generator predicts as many 
 gets the held-out text, the masks and the replacements of the reference run.
 """
 
+import math
 import sys
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import torch
 import tyro
 from torch import nn
 from tqdm import tqdm
@@ -24,7 +24,7 @@ from model import NETWORK_FILES, Electra, load_network
 from studies.heldout import HeldoutTask, evaluate
 from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
-from utils import (InputError, Precision, bounded, check_bounds, from_table, pick_device, read_settings,
+from utils import (InputError, bounded, check_bounds, from_table, pick_device, pick_precision, read_settings,
                    reports_input_errors, require)
 
 COMPARED = {"generator": ["mlm_loss", "mlm_accuracy"], "discriminator": ["disc_auc"]}
@@ -53,6 +53,7 @@ class TaskSettings:
     seed: int = bounded(0, at_least=0)
     eval_examples: int = bounded(2_000, at_least=1)
     batch_size: int = bounded(128, at_least=1)
+    accumulate: int = bounded(1, at_least=1)
 
 
 class Reference(NamedTuple):
@@ -105,7 +106,7 @@ def open_reference(folder: Path) -> Reference:
         paths = (documentation_corpus(cache),)
     data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
     task = HeldoutTask(data.heldout, vocabulary, settings.max_length, settings.mask_prob, settings.seed,
-                       settings.eval_examples, settings.batch_size)
+                       settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))
     electra = Electra(saved.config)
     electra.generator = saved.network
     if settings.kept_prob is not None:
@@ -153,7 +154,7 @@ def evaluate_with(reference: Reference, kind: str, network: nn.Module) -> dict[s
     electra = reference.electra
     own, device = getattr(electra, kind), electra.generator.bias.device
     setattr(electra, kind, network.to(device))
-    metrics, _ = evaluate(electra, reference.task, Precision("fp32", torch.float32, device.type))
+    metrics, _ = evaluate(electra, reference.task, pick_precision("fp32", device))
     setattr(electra, kind, own)
     return metrics
 

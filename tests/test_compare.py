@@ -17,7 +17,7 @@ OWN = ["mlm_loss", "mlm_accuracy", "disc_auc"]
 def runs(tmp_path, command):
     """Two runs with different tasks: the second one masks more and has a smaller generator."""
     assert pretrain(command("first")) == 0
-    assert pretrain(command("second", mask_prob=0.4, model__generator_size=0.25, seed=1)) == 0
+    assert pretrain(command("second", mask_prob=0.4, kept_prob=0.4, accumulate=2, model__generator_size=0.25, seed=1)) == 0
     return tmp_path / "first", tmp_path / "second"
 
 
