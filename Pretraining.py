@@ -11,7 +11,6 @@ import math
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from corpus import corpus_files
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, prepare
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
@@ -31,7 +31,7 @@ from studies.tracking import (MetricsLog, RunningMeans, describe_text, draw_curv
                               unigram_baseline)
 from utils import (Adam, InputError, Precision, barrier, bounded, checkpoints, decay_groups, derived_seed, flat, from_table,
                    gather_from_processes, iterating, load, locked, one_line, own_rows, pick_device, pick_precision,
-                   process_group, rank, read_settings, reports_input_errors, require, save, scheduled_rate,
+                   process_group, rank, read_settings, read_toml, reports_input_errors, require, save, scheduled_rate,
                    skip_unless_finite, stop_signals, sum_over_processes, to_toml, world_size, write_text)
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.toml"
@@ -242,11 +242,8 @@ def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | Non
 
 def compare_settings(settings: Pretraining, config_file: Path) -> None:
     """Raises InputError if a run was begun with other settings than these, those that may change excepted."""
-    try:
-        table = tomllib.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{config_file} can't be read as TOML ({error}): repair it or choose another --output") from None
-    saved, current = flat(from_table(Pretraining, table, str(config_file))), flat(settings)
+    saved = flat(from_table(Pretraining, read_toml(config_file, str(config_file)), str(config_file)))
+    current = flat(settings)
     free = FREE_ON_RESUME | SCHEDULE if settings.extend else FREE_ON_RESUME
     if settings.flops == saved["flops"] > 0:
         free = free | {"steps"}  # they follow from the FLOPs
@@ -265,9 +262,7 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPU results don't change
     precision = pick_precision(settings.precision, device)
     torch.manual_seed(settings.seed)
-    electra = build_objective(settings.objective, model, settings.temperature).to(device)
-    if settings.kept_prob is not None:
-        electra.kept_prob = settings.kept_prob
+    electra = build_objective(settings.objective, model, settings.temperature, settings.kept_prob).to(device)
     for module in electra.modules():
         if isinstance(module, Encoder):
             module.grad_checkpointing = settings.grad_checkpointing
@@ -318,10 +313,8 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
         vocabulary = Vocabulary.of_network(next(iter(initial.values())), settings.init_from)
     if rank() > 0:
         barrier()
-    cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
-    if not paths:
-        from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
-        paths = (documentation_corpus(cache),)
+    cache = Path(settings.cache)
+    paths = corpus_files(settings.corpus, cache)
     if vocabulary is None:
         from corpus.vocabulary import learned_vocabulary
         vocabulary = learned_vocabulary(paths, settings.model.vocab_size, settings.case, cache)
@@ -516,7 +509,7 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
     return dict(zip(means, sum_over_processes(sums), strict=True))
 
 
-# Evaluation on held-out text
+# Reports on held-out text
 
 def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     """Evaluates, writes the metrics, curves.png and samples, and warns if the run doesn't learn."""
@@ -532,7 +525,7 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
 
 
 def heldout_task(run: Run) -> HeldoutTask:
-    """On what the run is evaluated."""
+    """The run's held-out text, with masks of its own settings."""
     settings = run.settings
     return HeldoutTask(run.data.heldout, run.vocabulary, settings.max_length, settings.mask_prob, settings.seed,
                        settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))

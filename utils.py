@@ -149,14 +149,18 @@ def read_settings(settings_class: type[Settings], argv: list[str], default_confi
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--config", default=os.path.relpath(default_config))
         path = Path(parser.parse_known_args(argv)[0].config)
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"--config {path} can't be read as TOML: {error}") from None
-        default = from_table(settings_class, table | {"config": str(path)}, str(path))
+        default = from_table(settings_class, read_toml(path, f"--config {path}") | {"config": str(path)}, str(path))
     settings = tyro.cli(settings_class, args=argv, default=default)
     check_bounds(settings)
     return settings
+
+
+def read_toml(path: Path, source: str) -> dict[str, Any]:
+    """The table of a TOML file, in UTF-8 with or without a byte order mark; InputError names the `source`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} can't be read as TOML ({error}): correct it or name another file") from None
 
 
 def from_table(settings_class: type[Settings], table: dict[str, Any], source: str) -> Settings:

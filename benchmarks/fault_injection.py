@@ -450,7 +450,7 @@ def out_of_bounds(settings_class: type, section: str = "") -> Iterator[tuple[lis
 
 
 def write_bad_files(folder: Path) -> None:
-    """What the bad commands name."""
+    """Writes the damaged or unsuitable files that the commands with bad input are given."""
     # Text, settings and a vocabulary
     (folder / "empty.txt").write_text("")
     (folder / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00cut")

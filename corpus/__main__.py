@@ -132,7 +132,7 @@ class DuplicateFilter:
         self.hashes[:] = 1  # marks a free slot; writing it takes the memory now rather than when hours have passed
 
     def add(self, text: str) -> bool:
-        """Whether the text is new."""
+        """Remembers the text; returns whether it was new."""
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         text_hash = int.from_bytes(digest) | 2  # never 1
         first = (text_hash >> 2) % HASH_SLOTS

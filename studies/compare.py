@@ -10,7 +10,6 @@ gets the held-out text, the masks and the replacements of the reference run.
 
 import math
 import sys
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -19,12 +18,14 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
+from corpus import corpus_files
 from dataset import Vocabulary, prepare
 from model import NETWORK_FILES, Electra, load_network
 from studies.heldout import HeldoutTask, evaluate
+from studies.objectives import build_objective
 from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
-from utils import (InputError, bounded, check_bounds, from_table, pick_device, pick_precision, read_settings,
+from utils import (bounded, check_bounds, from_table, pick_device, pick_precision, read_settings, read_toml,
                    reports_input_errors, require)
 
 COMPARED = {"generator": ["mlm_loss", "mlm_accuracy"], "discriminator": ["disc_auc"]}
@@ -100,31 +101,25 @@ def open_reference(folder: Path) -> Reference:
     settings = task_settings(folder / "config.toml")
     saved = load_network(folder / NETWORK_FILES["generator"], ["generator"], "--reference")
     vocabulary = Vocabulary.of_network(saved, str(folder))
-    cache, paths = Path(settings.cache), tuple(map(Path, settings.corpus))
-    if not paths:
-        from corpus.documentation import documentation_corpus  # imported where it is used: it needs a sentence splitter
-        paths = (documentation_corpus(cache),)
-    data = prepare(paths, vocabulary, settings.max_length, settings.examples, cache)
+    cache = Path(settings.cache)
+    data = prepare(corpus_files(settings.corpus, cache), vocabulary, settings.max_length, settings.examples, cache)
     task = HeldoutTask(data.heldout, vocabulary, settings.max_length, settings.mask_prob, settings.seed,
                        settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))
-    electra = Electra(saved.config)
+    electra = build_objective("electra", saved.config, kept_prob=settings.kept_prob)
     electra.generator = saved.network
-    if settings.kept_prob is not None:
-        electra.kept_prob = settings.kept_prob
     return Reference(electra.to(pick_device("auto")), task)
 
 
 def task_settings(config_file: Path) -> TaskSettings:
     """What a run's config.toml says about its task; InputError if it can't be read."""
     require(config_file.is_file(), f"{config_file} is missing: --reference expects the folder of a pretraining run")
-    try:
-        table = tomllib.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{config_file} can't be read as TOML: {error}") from None
-    names = [field.name for field in fields(TaskSettings)]
-    missing = [name for name in names if name not in table and name != "kept_prob"]
-    require(not missing, f"{config_file} lacks {', '.join(missing)}: --reference expects the folder of a pretraining run")
-    settings = from_table(TaskSettings, {name: table[name] for name in names if name in table}, str(config_file))
+    table = read_toml(config_file, str(config_file))
+    known = {field.name: field.default for field in fields(TaskSettings)}
+    # A config.toml leaves out what is None.
+    missing = [name for name, default in known.items() if name not in table and default is not None]
+    require(not missing, f"{config_file} lacks {', '.join(missing)}: it was not written by this version of Pretraining.py; "
+                         "choose another --reference")
+    settings = from_table(TaskSettings, {name: table[name] for name in known if name in table}, str(config_file))
     check_bounds(settings)
     return settings
 
@@ -152,8 +147,9 @@ def common_scores(reference: Reference, folder: Path) -> dict[str, float]:
 def evaluate_with(reference: Reference, kind: str, network: nn.Module) -> dict[str, float]:
     """The reference's evaluation with one of its networks replaced by another run's."""
     electra = reference.electra
-    own, device = getattr(electra, kind), electra.generator.bias.device
+    own, device = getattr(electra, kind), next(electra.parameters()).device
     setattr(electra, kind, network.to(device))
+    # In fp32, so that a network's scores are the same on every machine, whatever its run was trained in.
     metrics, _ = evaluate(electra, reference.task, pick_precision("fp32", device))
     setattr(electra, kind, own)
     return metrics

@@ -17,14 +17,14 @@ from utils import Precision, derived_seed, gather_from_processes, rank, require,
 
 
 class HeldoutTask(NamedTuple):
-    """The text on which networks are evaluated and what decides on its masks and samples."""
+    """Held-out text, and what its masks and the sampler's random numbers follow from."""
 
     store: Store
     vocabulary: Vocabulary
     max_length: int  # tokens of an example
-    mask_prob: float  # share of an example's tokens that are chosen; how many stay visible the networks' objective says
+    mask_prob: float  # share of an example's tokens that are chosen; the objective says how many of them stay visible
     seed: int
-    examples: int  # at most; evenly spread over the store
+    eval_examples: int  # at most; evenly spread over the store
     batch_size: int  # results don't depend on it, except for rounding
 
 
@@ -42,9 +42,9 @@ def evaluate(electra: Electra, task: HeldoutTask, precision: Precision) -> tuple
 
     The losses are the training's. Everything else about the discriminator is measured on the tokens that could have been
     replaced: padding and special tokens would be easy negatives. Processes share the batches out and all return the same.
-    Raises InputError if a loss is not finite.
+    The networks are in training mode afterwards. Raises InputError if a loss is not finite.
     """
-    numbers = np.linspace(0, len(task.store) - 1, min(task.examples, len(task.store))).astype(np.int64)
+    numbers = np.linspace(0, len(task.store) - 1, min(task.eval_examples, len(task.store))).astype(np.int64)
     batches = np.array_split(numbers, math.ceil(len(numbers) / task.batch_size))
     electra.eval()
     own_parts = [evaluate_batch(electra, task, precision, batch) for batch in batches[rank()::world_size()]]
@@ -54,7 +54,7 @@ def evaluate(electra: Electra, task: HeldoutTask, precision: Precision) -> tuple
     metrics = {name: sum(part.sums[name][0] for part in parts) / max(1, sum(part.sums[name][1] for part in parts))
                for name in parts[0].sums}
     require(all(map(math.isfinite, metrics.values())),
-            "the losses on held-out text are not finite: the run has diverged, lower --learning-rate")
+            "the losses on held-out text are not finite: the run has diverged; train it with a lower --learning-rate")
     if parts[0].labels is not None:
         detection = detection_metrics(np.concatenate([part.labels for part in parts]),
                                       np.concatenate([part.scores for part in parts]))

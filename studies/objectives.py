@@ -188,8 +188,13 @@ OBJECTIVES = {"electra": Electra, "mlm": MaskedLM, "electra-15": Electra15, "unt
               "all-tokens-mlm": AllTokensMLM, "two-stage": TwoStage, "straight-through": StraightThrough}
 
 
-def build_objective(name: str, config: ModelConfig, temperature: float) -> Electra:
-    """The networks of an objective with initial weights; `temperature` is straight-through's."""
-    if name == "straight-through":
-        return StraightThrough(config, temperature)
-    return OBJECTIVES[name](config)
+def build_objective(name: str, config: ModelConfig, temperature: float = 1.0, kept_prob: float | None = None) -> Electra:
+    """The networks of an objective with initial weights.
+
+    `temperature` is straight-through's; `kept_prob` is the share of the chosen tokens that stay visible, by default the
+    objective's own.
+    """
+    electra = StraightThrough(config, temperature) if name == "straight-through" else OBJECTIVES[name](config)
+    if kept_prob is not None:
+        electra.kept_prob = kept_prob
+    return electra

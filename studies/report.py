@@ -142,10 +142,10 @@ class Study:
                              for metric in self.metrics}) for lines in groups.values()]
 
     def spread(self, metric: str) -> float:
-        """Standard deviation between seeds, from the variances of all combinations; NaN if each has one seed.
+        """Standard deviation of one trial between seeds, from all combinations together; NaN if each has one seed.
 
-        The median of the variances, for a few diverged runs must not count. The median of a variance with f degrees of
-        freedom is that of chi-square / f times what it estimates.
+        It is the root of the median of their variances, so that a few diverged runs don't count. Since the median of a
+        variance estimated with f degrees of freedom is median(chi-square_f) / f times the true one, each is divided by it.
         """
         values = [combination.scores[metric] for combination in self.combinations]
         variances = [scores.var(ddof=1) / (scipy.stats.chi2.median(len(scores) - 1) / (len(scores) - 1))

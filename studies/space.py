@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from utils import InputError, bounded, check_bounds, flat, from_table, require
+from utils import InputError, bounded, check_bounds, flat, from_table, read_toml, require
 
 ROOT = Path(__file__).parent.parent
 SET_BY_SEARCH = {"output", "seed", "seeds", "resume", "extend", "max_minutes"}  # settings that a space can't have
@@ -191,10 +191,7 @@ def read_space(path: Path, overrides: tuple[str, ...] = (), script: str | None =
     Raises InputError for a file that can't be read, an unknown setting, a value of a wrong type or out of bounds, and an
     impossible combination, before any trial runs.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the space {path} can't be read as TOML: {error}") from None
+    table = read_toml(path, f"the space {path}")
     space = from_table(Space, {"name": path.stem} | table | ({"script": script} if script else {}), str(path))
     for override in overrides:
         space = overridden(space, override)
@@ -316,10 +313,7 @@ def resolve(script: str, values: dict[str, Any]) -> Any:
     table = {}
     if script == "Pretraining.py":
         path = config_file(values.get("config", "configs/quickstart.toml"))
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"config = {str(path)!r} can't be read as TOML: {error}") from None
+        table = read_toml(path, f"config = {str(path)!r}")
     hints = typing.get_type_hints(script_class)
     for name, value in values.items():
         section, _, key = name.rpartition(".")

@@ -26,7 +26,7 @@ def correlation(measure: Callable[..., Any], labels: np.ndarray, predictions: np
 
 
 def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """The mean F1 of the classes that come in `labels`."""
+    """The mean F1 of the classes that occur in `labels`."""
     return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0.0))
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from utils import InputError, bounded, check_bounds, from_table, require
+from utils import bounded, check_bounds, from_table, read_toml, require
 
 # Metrics by what a task predicts; the first ones are those of a task that names none.
 CLASS_METRICS = ("accuracy", "macro_f1", "f1", "matthews")
@@ -126,11 +125,7 @@ def by_name(files: str | dict[str, str], name: str) -> dict[str, str]:
 
 def read_task_file(path: Path) -> Task:
     """The task that a TOML file describes; InputError for an unknown key, a wrong type or terms that don't fit together."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--task {path} can't be read as TOML: {error}") from None
-    return checked_task({"name": path.stem} | table, str(path))
+    return checked_task({"name": path.stem} | read_toml(path, f"--task {path}"), str(path))
 
 
 def task_of_json(text: str, source: str) -> Task:

@@ -22,8 +22,8 @@ from tensorboard.util import tensor_util
 
 import Pretraining as script
 from convert import to_transformers
-from dataset import TrainingBatches, Vocabulary, mask_tokens, maskable, stored_batch
-from model import Discriminator, Generator, ModelConfig, sampler_draws
+from dataset import SPECIAL_TOKENS, TrainingBatches, Vocabulary, mask_tokens, maskable, stored_batch
+from model import Discriminator, Electra, Generator, ModelConfig, sampler_draws
 from Pretraining import Pretraining, check, has_papers_settings, heldout_task, main
 from studies.heldout import evaluate, masks_of_examples
 from studies.tracking import RunningMeans
@@ -126,6 +126,23 @@ def prepared_run(monkeypatch, argv):
         patch.setattr(script, "train", lambda run, *_: runs.append(run) or run.settings.steps)
         assert main(argv) == 0
     return runs[0]
+
+
+@pytest.mark.parametrize("kept_prob", [0.0, 0.9])
+def test_kept_prob_is_the_share_of_chosen_tokens_that_stay_visible(command, monkeypatch, kept_prob):
+    """In training and in evaluation; every other chosen token is [MASK]."""
+    seen, forward = [], Electra.forward
+
+    def spy(electra, batch, masked, draws):
+        seen.append((masked.ids.gather(1, masked.positions), batch.ids.gather(1, masked.positions), masked.chosen))
+        return forward(electra, batch, masked, draws)
+
+    monkeypatch.setattr(Electra, "forward", spy)
+    assert main(command(kept_prob=kept_prob, examples="line")) == 0
+    shown, original, chosen = (torch.cat([tensors[number].flatten() for tensors in seen]) for number in range(3))
+    visible = (shown == original)[chosen].double()
+    assert abs(visible.mean() - kept_prob) < 4 * math.sqrt(kept_prob * (1 - kept_prob) / len(visible)) + 1e-9
+    assert (shown[chosen & (shown != original)] == SPECIAL_TOKENS.index("[MASK]")).all()
 
 
 @pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2},
