@@ -33,7 +33,7 @@ from utils import one_line, pick_device, pick_precision, reports_input_errors
 ROOT = Path(__file__).resolve().parent.parent
 TURNS = 5  # of the variants that are compared
 TURN_SECONDS = 0.6  # of a variant in a turn: the public wiring takes a second a step, because it samples on the CPU
-COMPILED = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # modes of torch.compile
+COMPILED = ("reduce-overhead", "default", "max-autotune-no-cudagraphs")  # modes of torch.compile, Pretraining.py's first
 COMPILE_GROWTH = {"max-autotune-no-cudagraphs": 4.0}  # how much longer than the slowest mode before it a mode may compile
 EVALUATIONS = 8  # of the real run
 STARTUP_SECONDS = 40.0  # of the real run: imports, the first evaluation, the last one and saving
@@ -273,7 +273,7 @@ def sizes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             torch._dynamo.reset()
             steps: dict[str, Step] = {}
             name = f"{batch_size} x {length}, {'compiled' if compiled else 'eager'}"
-            build = (lambda workload=workload: compiled_step(workload, "default")) if compiled else (
+            build = (lambda workload=workload: compiled_step(workload, COMPILED[0])) if compiled else (
                 lambda workload=workload: project_step(workload))
             results[name] = add_variant(steps, name, build, workload.device)
             measured(results, steps, workload, options.scale.window)
@@ -333,7 +333,7 @@ def training_command(options: argparse.Namespace, corpus: Path, output: Path) ->
     scale, left = options.scale, options.deadline - time.monotonic()
     size = f"{scale.batch_size} x {scale.length}"
     eager = first_measured(options.rates, "project, eager", f"{size}, eager")
-    compiled = first_measured(options.rates, "project, compiled: default", f"{size}, compiled")
+    compiled = first_measured(options.rates, f"project, compiled: {COMPILED[0]}", f"{size}, compiled")
     startup, tokens = min(STARTUP_SECONDS, left / 4), scale.batch_size * scale.length
     ways = [(False, eager.get("tokens/s", 1000.0), startup)]  # whether it compiles, its rate, and when that begins
     if options.device.type == "cuda" and compiled:
