@@ -405,7 +405,7 @@ def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMea
     """The steps from `first_step` on, one for each batch, with metrics, evaluations and checkpoints at their intervals.
 
     Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
-    slowest step so far (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
+    slowest step after the first (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
     """
     settings = run.settings
     rng = torch.Generator(run.device)
@@ -415,7 +415,7 @@ def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMea
         with means.paused():
             evaluate_and_report(run, log, 0)
     run.electra.train()
-    slowest, before = 0.0, time.monotonic()
+    slowest, before = 0.0, math.inf  # the first step doesn't count, for it may compile
     bar = tqdm(batches, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
         means.add(*training_step(run, batch, step, rng))

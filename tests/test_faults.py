@@ -155,6 +155,14 @@ def test_max_minutes_saves_in_time(command, tmp_path, monkeypatch, capsys, unbro
     assert_same(end(tmp_path / "short"), unbroken)
 
 
+def test_max_minutes_does_not_expect_a_step_to_compile_again(command, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
+    during_step(monkeypatch, 0, lambda: now.append(now.pop() + 50))
+    assert main(command(max_minutes=1)) == 0
+    assert "run the same command" not in capsys.readouterr().out
+
+
 def test_extend_goes_on_with_a_longer_schedule(command, tmp_path, capsys):
     assert main(command()) == 0
     assert main(command(steps=12)) == 2
