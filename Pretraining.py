@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from corpus import corpus_files
 from dataset import Batch, Data, Masked, TrainingBatches, Vocabulary, mask_tokens, prepare
 from model import NETWORK_FILES, Electra, Encoder, ModelConfig, SavedNetwork, save_network
 from studies.compute import training_flops
-from studies.heldout import HeldoutTask, evaluate
+from studies.heldout import evaluate, heldout_task
 from studies.objectives import build_objective
 from studies.tracking import (MetricsLog, RunningMeans, describe_text, draw_curves, learning_warnings, report_skipped_steps,
                               unigram_baseline)
@@ -242,7 +241,8 @@ def find_checkpoint(settings: Pretraining, output: Path) -> dict[str, Any] | Non
 
 def compare_settings(settings: Pretraining, config_file: Path) -> None:
     """Raises InputError if a run was begun with other settings than these, those that may change excepted."""
-    saved = flat(from_table(Pretraining, read_toml(config_file, str(config_file)), str(config_file)))
+    table = read_toml(config_file, str(config_file), "repair it or choose another --output")
+    saved = flat(from_table(Pretraining, table, str(config_file)))
     current = flat(settings)
     free = FREE_ON_RESUME | SCHEDULE if settings.extend else FREE_ON_RESUME
     if settings.flops == saved["flops"] > 0:
@@ -294,11 +294,11 @@ def start(settings: Pretraining, model: ModelConfig, vocabulary: Vocabulary, dat
 
 
 def compile_mode(settings: Pretraining, device: torch.device) -> str:
-    """The mode of torch.compile: with CUDA graphs, which start all kernels of a pass at once, where they can be used.
+    """The mode of torch.compile. "reduce-overhead" uses CUDA graphs, which replay all kernels of a pass with one launch.
 
-    On an H200 a step of ELECTRA-Small then takes a third of the time, for a GPU waits for the host otherwise. But they add
-    gradients up wrongly over parts of a batch (PyTorch's issue 96693), need rows of one width, and were not tried with
-    several processes.
+    On an H200 a step of ELECTRA-Small takes 0.24 of the time of an eager one with them, 0.69 without. They are not used with
+    --accumulate, because they sum the gradients of several parts wrongly (comments in PyTorch's issue 96693), with
+    rows of varying width, which would need a graph each, and with several processes, where they were not tried.
     """
     graphs = device.type == "cuda" and settings.accumulate == 1 and settings.examples == "packed" and world_size() == 1
     return "reduce-overhead" if graphs else "default"
@@ -324,6 +324,7 @@ def load_data(settings: Pretraining, checkpoint: dict[str, Any] | None,
         vocabulary = Vocabulary.of_network(next(iter(initial.values())), settings.init_from)
     if rank() > 0:
         barrier()
+    from corpus import corpus_files  # imported where it is used, as all of corpus/
     cache = Path(settings.cache)
     paths = corpus_files(settings.corpus, cache)
     if vocabulary is None:
@@ -405,7 +406,8 @@ def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMea
     """The steps from `first_step` on, one for each batch, with metrics, evaluations and checkpoints at their intervals.
 
     Returns the number of steps done. It is less than all of them, and saved, once a signal was `received` or twice the
-    slowest step after the first (evaluating and saving included) could pass the `deadline`, in time.monotonic's seconds.
+    slowest step so far (evaluating and saving included; with --compile, after the first) could pass the `deadline`, in
+    time.monotonic's seconds.
     """
     settings = run.settings
     rng = torch.Generator(run.device)
@@ -415,7 +417,8 @@ def train(run: Run, batches: Iterator[Batch], first_step: int, means: RunningMea
         with means.paused():
             evaluate_and_report(run, log, 0)
     run.electra.train()
-    slowest, before = 0.0, math.inf  # the first step doesn't count, for it may compile
+    # The first step of a compiled run takes minutes that later steps don't.
+    slowest, before = 0.0, math.inf if settings.compile else time.monotonic()
     bar = tqdm(batches, "Pretraining", settings.steps, initial=first_step, unit=" steps", mininterval=1, disable=rank() > 0)
     for step, batch in enumerate(bar, first_step):
         means.add(*training_step(run, batch, step, rng))
@@ -524,7 +527,7 @@ def forward_and_backward(run: Run, batch: Batch, masked: Masked, draws: Tensor) 
 
 def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
     """Evaluates, writes the metrics, curves.png and samples, and warns if the run doesn't learn."""
-    metrics, samples = evaluate(run.electra, heldout_task(run), run.precision)
+    metrics, samples = evaluate(run.electra, heldout_task(run.data, run.vocabulary, run.settings), run.precision)
     log.write(step, True, metrics)
     log.write_markdown(step, "samples", samples)
     tqdm.write(f"step {step:,}, held out: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
@@ -533,13 +536,6 @@ def evaluate_and_report(run: Run, log: MetricsLog, step: int) -> None:
         tqdm.write(f"warning: {warning}")
     if rank() == 0 and step > 0:
         draw_curves(run.output, has_papers_settings(run.settings, run.model))
-
-
-def heldout_task(run: Run) -> HeldoutTask:
-    """The run's held-out text, with masks of its own settings."""
-    settings = run.settings
-    return HeldoutTask(run.data.heldout, run.vocabulary, settings.max_length, settings.mask_prob, settings.seed,
-                       settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))
 
 
 def has_papers_settings(settings: Pretraining, model: ModelConfig) -> bool:

@@ -135,6 +135,11 @@ class Layer(nn.Module):
         return self.feed_forward_norm(x + self.dropout(self.feed_forward_output(inner)))
 
 
+# With a mask, the backward pass of cuDNN's attention gives NaN for the queries if the number of tokens is an odd multiple of
+# 64 and the logsumexp of a query's scores is below -88.7 (torch 2.11 to 2.13 on H100 and H200; PyTorch's issue 196678).
+torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def attention(qkv: Tensor, attention_mask: Tensor, dropout: float) -> Tensor:
     """Queries, keys and values (3, B, heads, L, H / heads) to attended values (B, heads, L, H / heads)."""
     return F.scaled_dot_product_attention(*qkv, attention_mask, dropout)
@@ -362,9 +367,9 @@ def gumbel_sample(logits: Tensor, draws: Tensor) -> Tensor:
 
 
 def sampler_draws(shape: tuple[int, ...], V: int, device: torch.device, rng: torch.Generator | None = None) -> Tensor:
-    """Exponential draws (*shape, blocks + width) in fp32 for gumbel_sample."""
+    """Exponential draws (*shape, blocks + width) in fp32 for gumbel_sample: of each block, then of each place in a block."""
     width = block_width(V)
-    blocks = -(-V // width)
+    blocks = math.ceil(V / width)
     return torch.empty(*shape, blocks + width, device=device).exponential_(generator=rng)
 
 

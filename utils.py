@@ -117,8 +117,10 @@ def iterating(loader: torch.utils.data.DataLoader) -> Iterator[Iterator]:
     because Python would send them SIGTERM at its exit and wait for ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
-    batches = iter(loader)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         yield batches
     finally:
@@ -155,12 +157,12 @@ def read_settings(settings_class: type[Settings], argv: list[str], default_confi
     return settings
 
 
-def read_toml(path: Path, source: str) -> dict[str, Any]:
-    """The table of a TOML file, in UTF-8 with or without a byte order mark; InputError names the `source`."""
+def read_toml(path: Path, source: str, advice: str = "correct it or name another file") -> dict[str, Any]:
+    """The table of a TOML file, in UTF-8 with or without a byte order mark; InputError names the `source`, with `advice`."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{source} can't be read as TOML ({error}): correct it or name another file") from None
+        raise InputError(f"{source} can't be read as TOML ({error}): {advice}") from None
 
 
 def from_table(settings_class: type[Settings], table: dict[str, Any], source: str) -> Settings:
@@ -229,16 +231,11 @@ class Precision(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for a setting of auto, cpu or cuda. Each process that torchrun starts gets a GPU of its own.
-
-    On a GPU it also turns cuDNN's attention off. With a mask its backward pass makes NaN of rows of 64, 192, 320, ... tokens
-    where all scores of a query are below -88 (PyTorch's issue 196678: torch 2.11 to 2.13 on an H100 or H200).
-    """
+    """The device for a setting of auto, cpu or cuda. Each process that torchrun starts gets a GPU of its own."""
     require(name != "cuda" or torch.cuda.is_available(),
             "--device cuda: this machine has no usable CUDA device; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def corpus_files(names: tuple[str, ...], cache: Path) -> tuple[Path, ...]:
-    """The text files of a run, by the names in its settings; if it names none, Python's documentation."""
+    """The paths of the named text files; without names, that of the documentation of Python and its packages, in `cache`."""
     if names:
         return tuple(map(Path, names))
     from corpus.documentation import documentation_corpus  # imported where it is used, for it needs a sentence splitter

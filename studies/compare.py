@@ -8,7 +8,6 @@ easier to detect the worse the generator is, and its generator predicts as many 
 gets the held-out text, the masks and the replacements of the reference run.
 """
 
-import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,11 +20,11 @@ from tqdm import tqdm
 from corpus import corpus_files
 from dataset import Vocabulary, prepare
 from model import NETWORK_FILES, Electra, load_network
-from studies.heldout import HeldoutTask, evaluate
+from studies.heldout import HeldoutTask, evaluate, heldout_task
 from studies.objectives import build_objective
 from studies.search import RESULTS, add_scores, read_lines
 from tasks.results import markdown_table
-from utils import (bounded, check_bounds, from_table, pick_device, pick_precision, read_settings, read_toml,
+from utils import (InputError, bounded, check_bounds, from_table, pick_device, pick_precision, read_settings, read_toml,
                    reports_input_errors, require)
 
 COMPARED = {"generator": ["mlm_loss", "mlm_accuracy"], "discriminator": ["disc_auc"]}
@@ -103,23 +102,21 @@ def open_reference(folder: Path) -> Reference:
     vocabulary = Vocabulary.of_network(saved, str(folder))
     cache = Path(settings.cache)
     data = prepare(corpus_files(settings.corpus, cache), vocabulary, settings.max_length, settings.examples, cache)
-    task = HeldoutTask(data.heldout, vocabulary, settings.max_length, settings.mask_prob, settings.seed,
-                       settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))
-    electra = build_objective("electra", saved.config, kept_prob=settings.kept_prob)
+    electra = build_objective("electra", saved.config, temperature=1.0, kept_prob=settings.kept_prob)
     electra.generator = saved.network
-    return Reference(electra.to(pick_device("auto")), task)
+    return Reference(electra.to(pick_device("auto")), heldout_task(data, vocabulary, settings))
 
 
 def task_settings(config_file: Path) -> TaskSettings:
-    """What a run's config.toml says about its task; InputError if it can't be read."""
+    """What a run's config.toml says about its task; InputError if it is no such file or a value is out of bounds."""
     require(config_file.is_file(), f"{config_file} is missing: --reference expects the folder of a pretraining run")
     table = read_toml(config_file, str(config_file))
-    known = {field.name: field.default for field in fields(TaskSettings)}
+    defaults = {field.name: field.default for field in fields(TaskSettings)}
     # A config.toml leaves out what is None.
-    missing = [name for name, default in known.items() if name not in table and default is not None]
+    missing = [name for name, default in defaults.items() if name not in table and default is not None]
     require(not missing, f"{config_file} lacks {', '.join(missing)}: it was not written by this version of Pretraining.py; "
                          "choose another --reference")
-    settings = from_table(TaskSettings, {name: table[name] for name in known if name in table}, str(config_file))
+    settings = from_table(TaskSettings, {name: table[name] for name in defaults if name in table}, str(config_file))
     check_bounds(settings)
     return settings
 
@@ -139,7 +136,10 @@ def common_scores(reference: Reference, folder: Path) -> dict[str, float]:
         require(saved.config.max_positions >= task.max_length,
                 f"{path} takes rows of {saved.config.max_positions} tokens at most, the reference has rows of "
                 f"{task.max_length}: choose a reference with shorter rows")
-        metrics = evaluate_with(reference, kind, saved.network)
+        try:
+            metrics = evaluate_with(reference, kind, saved.network)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         scores |= {f"common_{name}": metrics[name] for name in names}
     return scores
 
@@ -149,7 +149,7 @@ def evaluate_with(reference: Reference, kind: str, network: nn.Module) -> dict[s
     electra = reference.electra
     own, device = getattr(electra, kind), next(electra.parameters()).device
     setattr(electra, kind, network.to(device))
-    # In fp32, so that a network's scores are the same on every machine, whatever its run was trained in.
+    # In fp32, whatever the runs were trained in. (A CPU and a GPU draw different masks from one seed.)
     metrics, _ = evaluate(electra, reference.task, pick_precision("fp32", device))
     setattr(electra, kind, own)
     return metrics

@@ -4,13 +4,13 @@ Pretraining.py evaluates its own run with it, studies/compare.py the networks of
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import Batch, Masked, Store, Vocabulary, mask_tokens, maskable, stored_batch
+from dataset import Batch, Data, Masked, Store, Vocabulary, mask_tokens, maskable, stored_batch
 from model import Electra
 from studies.tracking import detection_metrics, sample_table
 from utils import Precision, derived_seed, gather_from_processes, rank, require, world_size
@@ -26,6 +26,12 @@ class HeldoutTask(NamedTuple):
     seed: int
     eval_examples: int  # at most; evenly spread over the store
     batch_size: int  # results don't depend on it, except for rounding
+
+
+def heldout_task(data: Data, vocabulary: Vocabulary, settings: Any) -> HeldoutTask:
+    """The task on which a run evaluates itself; of its settings of Pretraining.py those are read that are used here."""
+    return HeldoutTask(data.heldout, vocabulary, settings.max_length, settings.mask_prob, settings.seed,
+                       settings.eval_examples, batch_size=math.ceil(settings.batch_size / settings.accumulate))
 
 
 class EvaluatedPart(NamedTuple):

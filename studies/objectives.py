@@ -188,7 +188,7 @@ OBJECTIVES = {"electra": Electra, "mlm": MaskedLM, "electra-15": Electra15, "unt
               "all-tokens-mlm": AllTokensMLM, "two-stage": TwoStage, "straight-through": StraightThrough}
 
 
-def build_objective(name: str, config: ModelConfig, temperature: float = 1.0, kept_prob: float | None = None) -> Electra:
+def build_objective(name: str, config: ModelConfig, temperature: float, kept_prob: float | None = None) -> Electra:
     """The networks of an objective with initial weights.
 
     `temperature` is straight-through's; `kept_prob` is the share of the chosen tokens that stay visible, by default the

@@ -142,10 +142,10 @@ class Study:
                              for metric in self.metrics}) for lines in groups.values()]
 
     def spread(self, metric: str) -> float:
-        """Standard deviation of one trial between seeds, from all combinations together; NaN if each has one seed.
+        """Standard deviation of a score between seeds of one combination; NaN if each combination has one seed.
 
-        It is the root of the median of their variances, so that a few diverged runs don't count. Since the median of a
-        variance estimated with f degrees of freedom is median(chi-square_f) / f times the true one, each is divided by it.
+        It is the root of the median of the combinations' variances, so that a few diverged runs don't count. Each is first
+        divided by median(chi-square_f) / f, by which the median of a variance with f degrees of freedom is too low.
         """
         values = [combination.scores[metric] for combination in self.combinations]
         variances = [scores.var(ddof=1) / (scipy.stats.chi2.median(len(scores) - 1) / (len(scores) - 1))

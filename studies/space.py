@@ -245,8 +245,8 @@ def check_space(space: Space, source: str) -> None:
         for label in bounds:
             check_trial(space, {name: label}, source)
     for pair in map(dotted, space.pairs):
-        check_pair(pair, factors, f"{source}, pairs")
         require(space.sampler == "one-factor", f"{source}: pairs needs sampler = \"one-factor\"")
+        check_pair(pair, factors, f"{source}, pairs")
     for task in space.finetuning:
         check_names(task, fields_of("Finetuning.py"), f"{source} [[finetuning]]", {"output", "weights", "seed"})
         with naming(f"{source} [[finetuning]]"):
@@ -255,8 +255,8 @@ def check_space(space: Space, source: str) -> None:
         check_trial(space, assignment.levels, source)
 
 
-def check_pair(pair: dict[str, Any], factors: dict[str, list[Level] | Range], source: str) -> None:
-    """InputError unless it has lists of values of two factors."""
+def check_pair(pair: dict[str, Any], factors: dict[str, list[Level]], source: str) -> None:
+    """InputError unless the pair has lists of values of two factors."""
     require(len(pair) == 2 and pair.keys() <= factors.keys(),
             f"{source}: {', '.join(pair)}: expected two of {', '.join(factors)}")
     for name, labels in pair.items():

@@ -1,14 +1,17 @@
 """studies/compare.py: networks of several runs on one held-out task."""
 
+import dataclasses
 import json
 import re
 import shutil
+from typing import get_type_hints
 
 import pytest
 
 from conftest import metrics
+from Pretraining import Pretraining
 from Pretraining import main as pretrain
-from studies.compare import common_names, main
+from studies.compare import TaskSettings, common_names, main
 
 OWN = ["mlm_loss", "mlm_accuracy", "disc_auc"]
 
@@ -76,6 +79,13 @@ def test_trials_of_a_search_get_their_scores_into_its_results(tmp_path, runs, co
         assert scores.pop("mlm_loss") == 9.0
         assert [f"{scores[name]:.4f}" for name in common_names()] == row
     assert written[2] == {}
+
+
+def test_the_settings_of_a_task_have_the_bounds_of_pretraining():
+    bounds = {field.name: field.metadata for field in dataclasses.fields(Pretraining)}
+    assert all(field.metadata == bounds[field.name] for field in dataclasses.fields(TaskSettings))
+    types = get_type_hints(Pretraining)
+    assert all(hint == types[name] for name, hint in get_type_hints(TaskSettings).items())
 
 
 def test_networks_that_cannot_be_compared(tmp_path, runs, compare, command, capsys):

@@ -155,12 +155,18 @@ def test_max_minutes_saves_in_time(command, tmp_path, monkeypatch, capsys, unbro
     assert_same(end(tmp_path / "short"), unbroken)
 
 
-def test_max_minutes_does_not_expect_a_step_to_compile_again(command, monkeypatch, capsys):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_max_minutes_expects_a_slow_first_step_again_unless_it_has_compiled(command, monkeypatch, capsys, compiled):
     now = [0.0]
+
+    def slow():
+        now[0] += 50
+
     monkeypatch.setattr(script.time, "monotonic", lambda: now[0])
-    during_step(monkeypatch, 0, lambda: now.append(now.pop() + 50))
-    assert main(command(max_minutes=1)) == 0
-    assert "run the same command" not in capsys.readouterr().out
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: None)
+    during_step(monkeypatch, 0, slow)
+    assert main(command(max_minutes=1, **({"compile": True} if compiled else {}))) == 0
+    assert ("saved after step 1 in" in capsys.readouterr().out) != compiled
 
 
 def test_extend_goes_on_with_a_longer_schedule(command, tmp_path, capsys):

@@ -16,7 +16,7 @@ from transformers import ElectraConfig, ElectraForMaskedLM
 
 from convert.names import to_transformers
 from dataset import Batch, Masked, mask_tokens
-from model import ModelConfig, load_network
+from model import Encoder, ModelConfig, load_network
 from Pretraining import main
 from studies.compute import training_flops
 from studies.objectives import OBJECTIVES, build_objective, gumbel_argmax
@@ -40,6 +40,23 @@ def loss_of(electra, output, given, masked, disc_weight=50.0):
     counts = {"chosen": masked.chosen.sum(), "judged": electra.judged(given, masked).sum()}
     means = {name: total / counts[over] for name, (total, over) in electra.measure(output, given, masked).items()}
     return electra.loss(means, disc_weight), means
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_the_forward_pass_is_one_graph_for_the_compiler(name, grad_checkpointing):
+    """With several, CUDA graphs would sum the gradient of the shared embeddings wrongly (see compile_mode)."""
+    torch._dynamo.reset()
+    electra = build_objective(name, EQUAL, 1.0).train()
+    for module in electra.modules():
+        if isinstance(module, Encoder):
+            module.grad_checkpointing = grad_checkpointing
+    electra.begin_step(0, first=True)
+    ids, segments, mask, masked_ids, positions, chosen = batch(EQUAL, seed=0)
+    masked = Masked(masked_ids, positions, chosen)
+    explanation = torch._dynamo.explain(electra)(Batch(ids, segments, mask), masked,
+                                                 electra.draws(masked, torch.Generator().manual_seed(0)))
+    assert explanation.graph_count == 1, explanation.break_reasons
 
 
 # Losses and gradients

@@ -24,8 +24,8 @@ import Pretraining as script
 from convert import to_transformers
 from dataset import SPECIAL_TOKENS, TrainingBatches, Vocabulary, mask_tokens, maskable, stored_batch
 from model import Discriminator, Electra, Generator, ModelConfig, sampler_draws
-from Pretraining import Pretraining, check, has_papers_settings, heldout_task, main
-from studies.heldout import evaluate, masks_of_examples
+from Pretraining import Pretraining, check, compile_mode, has_papers_settings, main
+from studies.heldout import evaluate, heldout_task, masks_of_examples
 from studies.tracking import RunningMeans
 from utils import InputError, from_table, load, read_settings, tomllib
 
@@ -128,21 +128,37 @@ def prepared_run(monkeypatch, argv):
     return runs[0]
 
 
+def own_task(run):
+    return heldout_task(run.data, run.vocabulary, run.settings)
+
+
 @pytest.mark.parametrize("kept_prob", [0.0, 0.9])
 def test_kept_prob_is_the_share_of_chosen_tokens_that_stay_visible(command, monkeypatch, kept_prob):
     """In training and in evaluation; every other chosen token is [MASK]."""
-    seen, forward = [], Electra.forward
+    seen, forward = {True: [], False: []}, Electra.forward
 
     def spy(electra, batch, masked, draws):
-        seen.append((masked.ids.gather(1, masked.positions), batch.ids.gather(1, masked.positions), masked.chosen))
+        ids, original = (ids.gather(1, masked.positions)[masked.chosen] for ids in (masked.ids, batch.ids))
+        seen[electra.training].append(torch.stack([ids, original]))
         return forward(electra, batch, masked, draws)
 
     monkeypatch.setattr(Electra, "forward", spy)
     assert main(command(kept_prob=kept_prob, examples="line")) == 0
-    shown, original, chosen = (torch.cat([tensors[number].flatten() for tensors in seen]) for number in range(3))
-    visible = (shown == original)[chosen].double()
-    assert abs(visible.mean() - kept_prob) < 4 * math.sqrt(kept_prob * (1 - kept_prob) / len(visible)) + 1e-9
-    assert (shown[chosen & (shown != original)] == SPECIAL_TOKENS.index("[MASK]")).all()
+    for parts in seen.values():
+        ids, original = torch.cat(parts, 1)
+        visible = (ids == original).double()
+        assert len(visible) > 50
+        assert abs(visible.mean() - kept_prob) < 4 * math.sqrt(kept_prob * (1 - kept_prob) / len(visible)) + 1e-9
+        assert (ids[ids != original] == SPECIAL_TOKENS.index("[MASK]")).all()
+
+
+@pytest.mark.parametrize("device, flags, processes, mode", [
+    ("cuda", {}, 1, "reduce-overhead"), ("cpu", {}, 1, "default"), ("cuda", {"accumulate": 2}, 1, "default"),
+    ("cuda", {"examples": "line"}, 1, "default"), ("cuda", {}, 2, "default"),
+])
+def test_cuda_graphs_are_used_where_they_work(monkeypatch, device, flags, processes, mode):
+    monkeypatch.setattr(script, "world_size", lambda: processes)
+    assert compile_mode(Pretraining(**flags), torch.device(device)) == mode
 
 
 @pytest.mark.parametrize("flags", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 2},
@@ -182,7 +198,7 @@ def test_held_out_metrics_by_hand(command, tmp_path, monkeypatch):
     run = prepared_run(monkeypatch, command(examples="line", batch_size=9, accumulate=2, eval_examples=1000))
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
-    values, _ = evaluate(run.electra, heldout_task(run), run.precision)
+    values, _ = evaluate(run.electra, own_task(run), run.precision)
     rng = torch.Generator()
     logits, originals, sampled, labels, scores, all_labels, all_scores = ([] for _ in range(7))
     for number in range(len(run.data.heldout)):
@@ -218,7 +234,7 @@ def test_held_out_metrics_do_not_depend_on_how_the_examples_are_divided(command,
     for batch_size, accumulate in ((4, 1), (6, 3), (50, 1)):
         run = prepared_run(monkeypatch, command(f"{batch_size}-{accumulate}", batch_size=batch_size, accumulate=accumulate,
                                                 model__initializer_range=0.5))
-        measured.append(evaluate(run.electra, heldout_task(run), run.precision)[0])
+        measured.append(evaluate(run.electra, own_task(run), run.precision)[0])
     assert measured[0]["mlm_loss"] > 0 and 0 < measured[0]["disc_auc"] < 1
     for other in measured[1:]:
         assert other == pytest.approx(measured[0], rel=1e-5)
@@ -409,11 +425,11 @@ def test_samples_show_what_is_masked_generated_and_flagged(command, tmp_path, mo
     run = prepared_run(monkeypatch, command(corpus=tmp_path / "corpus.txt", model__vocab_size=50))
     for weight in run.electra.parameters():
         weight.data += 0.3 * torch.randn_like(weight)  # so that it also says "replaced"
-    html = plugin_util.markdown_to_safe_html(evaluate(run.electra, heldout_task(run), run.precision)[1])
+    html = plugin_util.markdown_to_safe_html(evaluate(run.electra, own_task(run), run.precision)[1])
     numbers = np.linspace(0, len(run.data.heldout) - 1, 20).astype(np.int64)
     numbers = np.array_split(numbers, 4)[0]
     batch = stored_batch(run.data.heldout, numbers, run.vocabulary, 24, full_width=True)
-    masked, draws = masks_of_examples(run.electra, heldout_task(run), batch, numbers)
+    masked, draws = masks_of_examples(run.electra, own_task(run), batch, numbers)
     with torch.no_grad():
         output = run.electra.eval()(batch, masked, draws)
     wanted, pieces = [], run.vocabulary.pieces()

@@ -237,6 +237,8 @@ def test_the_readmes_space_is_one(tmp_path):
     ('sampler = "tpe"\n' + SPACE.replace("[4, 8]", "{ low = 0, high = 8 }"), "batch_size = 0 must be at least 1"),
     (SPACE + "model.hidden_size = [128, 130]", "model.hidden_size = 130: model.hidden_size = 130 must be a multiple"),
     (SPACE + "[[pairs]]\nlearning_rate = [0.01]\nclip_norm = [1.0]", "expected two of learning_rate, batch_size"),
+    ('sampler = "tpe"\n' + SPACE.replace("[4, 8]", "{ low = 4, high = 8 }") +
+     "[[pairs]]\nlearning_rate = [0.01]\nbatch_size = [4]", 'pairs needs sampler = "one-factor"'),
     (SPACE + "[[pairs]]\nlearning_rate = [0.02]\nbatch_size = [8]", "learning_rate = [0.02]: expected a list of values"),
     ("prune_at = [1.5]\n" + SPACE, "prune_at must be shares between 0 and 1"),
     (SPACE + '[[finetuning]]\ntask = "stsb"\nepoch = 3', "unknown setting 'epoch', did you mean 'epochs'"),

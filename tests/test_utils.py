@@ -103,7 +103,7 @@ def test_numbers_out_of_bounds_are_refused_by_name(flags, message, tmp_path):
 ])
 def test_a_toml_key_is_checked_as_strictly_as_a_flag(tmp_path, text, message):
     path = tmp_path / "run.toml"
-    path.write_text(text, encoding="utf-8")
+    path.write_text("\ufeff" + text, encoding="utf-8")  # as some editors begin a file
     with pytest.raises(InputError, match=message):
         read_settings(Whole, [], path)
     with pytest.raises(InputError, match="can't be read"):
